@@ -1,0 +1,39 @@
+# Each target makes .venv and installs what it needs by itself; nothing to do, nothing done.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip --disable-pip-version-check --quiet
+
+.PHONY: demo test check bench clean
+
+demo: .venv/demo.stamp ## train on handwritten digits with 1 server and 2 workers
+	@$(BIN)/psctl train --servers 1 --workers 2
+
+test: .venv/dev.stamp ## the whole test suite
+	$(BIN)/pytest
+
+check: .venv/dev.stamp ## format, lint, types, import directions
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+bench: .venv/dev.stamp ## speed against the ceilings of this machine, and peers where installed
+	$(BIN)/python -m benchmarks dense
+
+clean:
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "asyncps needs Python 3.11 or later; try: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -m venv .venv
+
+.venv/demo.stamp: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "installing into .venv (first time only) ..."
+	@$(PIP) install -c constraints.txt -e '.[digits]'
+	@touch $@
+
+.venv/dev.stamp: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "installing into .venv (first time only) ..."
+	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@ .venv/demo.stamp

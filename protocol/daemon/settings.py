@@ -1,0 +1,134 @@
+"""Flags, environment variables and TOML files, read alike by every command.
+
+A flag beats its environment variable (``PSSERVER_PORT``), which beats the key of the file given with
+``--config``, which beats the default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import re
+import textwrap
+from typing import Final
+
+import configargparse
+
+import protocol
+
+__all__ = ["address", "duration", "is_loopback", "job_name", "log_flags", "new_parser", "port", "size"]
+
+_UNITS: Final = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_ELSEWHERE: Final = (
+    "Each flag is also read from the environment (--some-flag from {prefix}_SOME_FLAG) and from the "
+    "[{table}] table of the --config file. A flag beats the environment beats the file."
+)
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Say every default that says something, and leave the lines of examples as they are."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        if action.default in (None, "", [], False):
+            return action.help or ""
+        return str(super()._get_help_string(action))
+
+
+def new_parser(
+    program: str, description: str, *, command: str = "", examples: str = ""
+) -> configargparse.ArgParser:
+    """Return a parser with ``--version`` and ``--config`` whose flags are also read elsewhere.
+
+    A ``command`` of a program that has several has its own table in the file; ``examples`` end the help.
+    """
+    table = f"{program}.{command}" if command else program
+    parser = configargparse.ArgParser(
+        prog=f"{program} {command}".rstrip(),
+        description=description,
+        auto_env_var_prefix=f"{program.upper()}_",
+        add_env_var_help=False,
+        add_config_file_help=False,
+        config_file_parser_class=configargparse.TomlConfigParser([table]),
+        formatter_class=_Help,
+        allow_abbrev=False,
+        epilog=examples + textwrap.fill(_ELSEWHERE.format(prefix=program.upper(), table=table), 80),
+    )
+    parser.add_argument("--version", action="version", version=f"{program} {protocol.__version__}")
+    parser.add_argument("--config", is_config_file=True, metavar="FILE", help="TOML file with settings")
+    return parser
+
+
+def log_flags(parser: configargparse.ArgParser) -> None:
+    """Add ``--log-format`` and ``--log-level``."""
+    parser.add_argument(
+        "--log-format",
+        choices=["text", "json"],
+        default="text",
+        help="form of the log lines on standard error",
+    )
+    parser.add_argument(
+        "--log-level",
+        choices=["debug", "info", "warning", "error"],
+        default="info",
+        help="least severity logged",
+    )
+
+
+def duration(text: str) -> float:
+    """Return the seconds that ``500ms``, ``5s``, ``2m`` or ``1h`` say."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h)", text.strip())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no duration; write for example 500ms, 5s or 2m")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+def size(text: str) -> int:
+    """Return the bytes that ``64KiB``, ``1GiB`` or ``4096`` say."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]iB|B)?", text.strip())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write for example 64KiB, 16MiB or 1GiB")
+    return int(float(match[1]) * _UNITS[match[2] or ""])
+
+
+def port(text: str) -> int:
+    """Return a TCP port, 0 to 65535."""
+    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port; write a number from 0 to 65535")
+    return int(text)
+
+
+def address(text: str) -> tuple[str, int]:
+    """Return host and port of ``HOST:PORT``; IPv6 hosts are written ``[::1]:7070``."""
+    host, colon, number = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or port(number) == 0:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no address; write HOST:PORT, for example 127.0.0.1:7070"
+        )
+    return host, port(number)
+
+
+def job_name(text: str) -> str:
+    """Return a name that jobs and workers may have."""
+    if (
+        not 0 < len(text) <= 128
+        or not text.isprintable()
+        or "/" in text
+        or "\\" in text
+        or text in (".", "..")
+    ):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no name; take 1 to 128 printable characters without slashes"
+        )
+    return text
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine can reach ``host``."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,215 @@
+"""Typed errors. The error that a server sends and the exception that a client catches are one thing.
+
+PSError
+├── WireError            the peer's bytes are not this protocol; the connection is closed
+│   ├── BadFrame             wrong magic, flags or lengths
+│   ├── FrameTooLarge        a frame above the receiver's limit
+│   └── VersionMismatch      no protocol version that both ends speak
+├── RequestError         this request is wrong; nothing changed, the connection stays usable
+│   ├── BadRequest           a field is missing, unknown, of the wrong type or out of range
+│   ├── UnknownJob           no such job on this cluster
+│   ├── UnknownTensor        no such tensor in this job
+│   ├── SpecMismatch         the tensor exists with another dtype, shape or optimizer
+│   ├── BadTensor            dtype or size differ from what the server holds
+│   ├── NotFinite            NaN or infinity among the values
+│   ├── JobMismatch          the job exists with other settings
+│   └── NotAMember           only workers that have joined may do this
+└── ClusterError         the request may be right, the cluster cannot carry it out
+    ├── ConnectionLost       the connection ended before the reply (raised at the client only)
+    ├── Unreachable          no server answered at the address (raised at the client only)
+    ├── WorkerLost           a synchronous step waits for a worker that is gone
+    ├── ShuttingDown         the server is stopping
+    └── InternalError        a defect of the server; its log has the traceback
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "BadFrame",
+    "BadRequest",
+    "BadTensor",
+    "ClusterError",
+    "ConnectionLost",
+    "FrameTooLarge",
+    "InternalError",
+    "JobMismatch",
+    "NotAMember",
+    "NotFinite",
+    "PSError",
+    "RequestError",
+    "ShuttingDown",
+    "SpecMismatch",
+    "UnknownJob",
+    "UnknownTensor",
+    "Unreachable",
+    "VersionMismatch",
+    "WireError",
+    "WorkerLost",
+    "error_from_wire",
+    "shorten",
+]
+
+_LONGEST_VALUE = 120
+
+
+def shorten(value: object) -> str:
+    """Return a printable form of ``value`` that is safe to log: escaped, at most 120 characters."""
+    text = value if isinstance(value, str) else repr(value)
+    text = text.encode("unicode_escape").decode("ascii")
+    return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."
+
+
+class PSError(Exception):
+    """Base of all errors of this project that may cross the wire.
+
+    Attributes:
+        code: the error's name on the wire.
+        message: what is wrong, what was expected, and the remedy where there is one.
+        field: the field of the request that is wrong, or ``""``.
+        value: the offending value, escaped and shortened, or ``""``.
+    """
+
+    code: ClassVar[str] = "ERROR"
+
+    def __init__(self, message: str, *, field: str = "", value: object = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.value = shorten(value)
+
+    def __str__(self) -> str:
+        where = f"{self.field}={self.value}: " if self.field else ""
+        return f"{where}{self.message}"
+
+
+class WireError(PSError):
+    """The peer's bytes are not this protocol."""
+
+    code = "WIRE_ERROR"
+
+
+class BadFrame(WireError):
+    """Wrong magic, flags or lengths."""
+
+    code = "BAD_FRAME"
+
+
+class FrameTooLarge(WireError):
+    """A frame is larger than its receiver allows."""
+
+    code = "FRAME_TOO_LARGE"
+
+
+class VersionMismatch(WireError):
+    """The two ends have no protocol version in common."""
+
+    code = "VERSION_MISMATCH"
+
+
+class RequestError(PSError):
+    """The request is wrong; nothing was changed."""
+
+    code = "REQUEST_ERROR"
+
+
+class BadRequest(RequestError):
+    """A field is missing, unknown, of the wrong type or out of range."""
+
+    code = "BAD_REQUEST"
+
+
+class UnknownJob(RequestError):
+    """The cluster has no job of that name."""
+
+    code = "UNKNOWN_JOB"
+
+
+class UnknownTensor(RequestError):
+    """The job has no tensor of that name."""
+
+    code = "UNKNOWN_TENSOR"
+
+
+class SpecMismatch(RequestError):
+    """The tensor exists already with another dtype, shape or optimizer."""
+
+    code = "SPEC_MISMATCH"
+
+
+class BadTensor(RequestError):
+    """A tensor's dtype or number of elements is not what the server holds."""
+
+    code = "BAD_TENSOR"
+
+
+class NotFinite(RequestError):
+    """A gradient or an initial value contains NaN or infinity."""
+
+    code = "NOT_FINITE"
+
+
+class JobMismatch(RequestError):
+    """The job exists already with other settings."""
+
+    code = "JOB_MISMATCH"
+
+
+class NotAMember(RequestError):
+    """The request is for workers that have joined the job."""
+
+    code = "NOT_A_MEMBER"
+
+
+class ClusterError(PSError):
+    """The cluster cannot carry the request out."""
+
+    code = "CLUSTER_ERROR"
+
+
+class ConnectionLost(ClusterError):
+    """The connection ended before the reply came; the request may or may not have been applied."""
+
+    code = "CONNECTION_LOST"
+
+
+class Unreachable(ClusterError):
+    """No server answered at the address."""
+
+    code = "UNREACHABLE"
+
+
+class WorkerLost(ClusterError):
+    """A synchronous step cannot complete because a worker went away in the middle of it."""
+
+    code = "WORKER_LOST"
+
+
+class ShuttingDown(ClusterError):
+    """The server is stopping and takes no more requests."""
+
+    code = "SHUTTING_DOWN"
+
+
+class InternalError(ClusterError):
+    """The server failed on a request that it should have handled."""
+
+    code = "INTERNAL"
+
+
+def _leaves(root: type[PSError]) -> dict[str, type[PSError]]:
+    found = {root.code: root}
+    for child in root.__subclasses__():
+        found |= _leaves(child)
+    return found
+
+
+_BY_CODE = _leaves(PSError)
+
+
+def error_from_wire(code: str, message: str, field: str, value: str) -> PSError:
+    """Return the exception for an error reply; an unknown ``code`` becomes a ``RequestError``."""
+    error = _BY_CODE.get(code, RequestError)(message, field=field)
+    error.value = value  # escaped and shortened by the sender already
+    return error

@@ -1,0 +1,205 @@
+"""Frozen dataclasses to and from what msgpack carries, with every field checked.
+
+A message travels as a map from field names to values; a dataclass inside a message travels as an array
+of its fields in order. What a field may hold is said by its annotation alone: ``int`` (0 to 2^63-1),
+``float``, ``bool``, ``str``, ``T | None``, ``tuple[T, ...]``, another dataclass, and ``Annotated[T, check]``
+where ``check(value, field)`` raises ``BadRequest``. Fields with a default may be absent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Callable
+from typing import Annotated, Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from protocol.errors import BadRequest
+
+__all__ = ["Name", "Positive", "array_decoder", "array_encoder", "decoder", "encoder"]
+
+MAX_NAME: Final = 128
+_MAX_INT: Final = (1 << 63) - 1
+
+Decode = Callable[[Any, str], Any]
+Encode = Callable[[Any], Any]
+T = TypeVar("T")
+
+
+def _check_name(value: object, field: str) -> None:
+    name: str = value  # type: ignore[assignment]
+    if not 0 < len(name) <= MAX_NAME:
+        raise BadRequest(f"a name has 1 to {MAX_NAME} characters", field=field, value=name)
+    if not name.isprintable() or "/" in name or "\\" in name or name in {".", ".."}:
+        raise BadRequest(
+            "a name has printable characters without slashes, and is not . or ..",
+            field=field,
+            value=name,
+        )
+
+
+def _check_positive(value: object, field: str) -> None:
+    if not value:
+        raise BadRequest("expected 1 or more", field=field, value=value)
+
+
+Name = Annotated[str, _check_name]
+Positive = Annotated[int, _check_positive]
+
+
+def _int(value: Any, field: str) -> int:
+    if type(value) is not int or not 0 <= value <= _MAX_INT:
+        raise BadRequest("expected an integer from 0 to 2^63-1", field=field, value=value)
+    return value
+
+
+def _float(value: Any, field: str) -> float:
+    if type(value) is float:
+        return value
+    if type(value) is int:
+        return float(value)
+    raise BadRequest("expected a number", field=field, value=value)
+
+
+def _bool(value: Any, field: str) -> bool:
+    if type(value) is not bool:
+        raise BadRequest("expected true or false", field=field, value=value)
+    return value
+
+
+def _str(value: Any, field: str) -> str:
+    if type(value) is not str:
+        raise BadRequest("expected text", field=field, value=value)
+    return value
+
+
+_SCALARS: Final[dict[Any, Decode]] = {int: _int, float: _float, bool: _bool, str: _str}
+
+
+def _checked(inner: Decode, checks: tuple[Callable[[Any, str], None], ...]) -> Decode:
+    def decode(value: Any, field: str) -> Any:
+        result = inner(value, field)
+        for check in checks:
+            check(result, field)
+        return result
+
+    return decode
+
+
+def _optional(inner: Decode) -> Decode:
+    def decode(value: Any, field: str) -> Any:
+        return None if value is None else inner(value, field)
+
+    return decode
+
+
+def _tuple(inner: Decode) -> Decode:
+    def decode(value: Any, field: str) -> tuple[Any, ...]:
+        if type(value) is not list:
+            raise BadRequest("expected an array", field=field, value=value)
+        return tuple([inner(item, field) for item in value])
+
+    return decode
+
+
+def _of_type(hint: Any) -> Decode:
+    if hint in _SCALARS:
+        return _SCALARS[hint]
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _checked(_of_type(args[0]), args[1:])
+    if origin in (Union, types.UnionType):
+        (inner,) = (arg for arg in args if arg is not type(None))
+        return _optional(_of_type(inner))
+    if origin is tuple:
+        return _tuple(_of_type(args[0]))
+    if dataclasses.is_dataclass(hint):
+        return array_decoder(hint)  # type: ignore[arg-type]
+    raise TypeError(f"no wire form for {hint!r}")
+
+
+def _field_decoders(cls: type) -> list[tuple[str, Decode]]:
+    hints = get_type_hints(cls, include_extras=True)
+    return [(f.name, _of_type(hints[f.name])) for f in dataclasses.fields(cls)]
+
+
+def array_decoder(cls: type) -> Decode:
+    """Return a function that makes a ``cls`` of the array of its fields, or raises ``BadRequest``."""
+    decoders = _field_decoders(cls)
+
+    def decode(value: Any, field: str) -> Any:
+        if type(value) is not list or len(value) != len(decoders):
+            names = ", ".join(name for name, _ in decoders)
+            raise BadRequest(f"expected an array of {names}", field=field, value=value)
+        return cls(*[inner(item, name) for (name, inner), item in zip(decoders, value, strict=True)])
+
+    return decode
+
+
+def decoder(cls: type[T]) -> Callable[[dict[str, Any]], T]:
+    """Return a function that makes a ``cls`` of a map, or raises ``BadRequest`` naming field and value.
+
+    The map is consumed: what is left in it afterwards were unknown fields, and is refused too.
+    """
+    fields = [
+        (name, inner, f.default is dataclasses.MISSING)
+        for (name, inner), f in zip(_field_decoders(cls), dataclasses.fields(cls), strict=True)  # type: ignore[arg-type]
+    ]
+
+    def decode(source: dict[str, Any]) -> T:
+        found = {}
+        for name, inner, required in fields:
+            if name in source:
+                found[name] = inner(source.pop(name), name)
+            elif required:
+                raise BadRequest("this field is required", field=name, value="(absent)")
+        if source:
+            raise BadRequest("unknown field", field=str(next(iter(source))), value="(present)")
+        return cls(**found)
+
+    return decode
+
+
+def _plain(hint: Any) -> Encode | None:
+    """Return what makes a value of this type plain, or None where it is plain already."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _plain(args[0])
+    if origin in (Union, types.UnionType):
+        (inner,) = (_plain(arg) for arg in args if arg is not type(None))
+        return inner and (lambda value: None if value is None else inner(value))
+    if origin is tuple:
+        item = _plain(args[0])
+        return list if item is None else (lambda value: [item(one) for one in value])
+    return array_encoder(hint) if dataclasses.is_dataclass(hint) else None
+
+
+def _field_encoders(cls: Any) -> list[tuple[str, Encode | None]]:
+    hints = get_type_hints(cls, include_extras=True)
+    return [(f.name, _plain(hints[f.name])) for f in dataclasses.fields(cls)]
+
+
+def array_encoder(cls: Any) -> Encode:
+    """Return a function that makes of a ``cls`` the array of its fields."""
+    encoders = _field_encoders(cls)
+
+    def encode(value: Any) -> list[Any]:
+        return [
+            getattr(value, name) if plain is None else plain(getattr(value, name)) for name, plain in encoders
+        ]
+
+    return encode
+
+
+def encoder(cls: type[T]) -> Callable[[T], dict[str, Any]]:
+    """Return a function that makes of a ``cls`` the map that msgpack carries; None is left out."""
+    encoders = _field_encoders(cls)
+
+    def encode(message: T) -> dict[str, Any]:
+        found = {}
+        for name, plain in encoders:
+            value = getattr(message, name)
+            if value is not None:
+                found[name] = value if plain is None else plain(value)
+        return found
+
+    return encode

@@ -1,0 +1,575 @@
+"""The messages: what each request carries, what its reply carries, and who answers it.
+
+A request travels in a frame whose header is the map ``{"op": ..., "id": ..., fields...}``; its reply
+repeats the id with ``"op": "ok"`` and the reply's fields, or ``"op": "error"`` and those of ``ErrorReply``.
+Messages with ``tensors`` carry those tensors' numbers as payload, in that order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Final, NamedTuple
+
+import msgpack
+
+from protocol.errors import BadRequest, PSError, error_from_wire
+from protocol.fields import Name, Positive, decoder, encoder
+from protocol.optimizers import OptimizerSpec
+from protocol.tensors import DTypeName, Part, Shape
+
+__all__ = [
+    "REQUESTS",
+    "Attach",
+    "Attached",
+    "Block",
+    "Create",
+    "Created",
+    "Describe",
+    "Described",
+    "Empty",
+    "Epoch",
+    "Finish",
+    "Heartbeat",
+    "Hello",
+    "Init",
+    "Initialised",
+    "Join",
+    "JoinShard",
+    "Joined",
+    "Lease",
+    "Leased",
+    "Leave",
+    "Measure",
+    "Member",
+    "Plan",
+    "Pull",
+    "Pulled",
+    "Push",
+    "PushPull",
+    "Pushed",
+    "Reply",
+    "Request",
+    "ShardJoined",
+    "Spec",
+    "Status",
+    "StatusReport",
+    "Step",
+    "TensorInfo",
+    "Welcome",
+    "decode_header",
+    "decode_reply",
+    "decode_request",
+    "encode_error",
+    "encode_reply",
+    "encode_request",
+]
+
+
+def _check_staleness(value: object, field: str) -> None:
+    if value not in (0.0, math.inf):
+        raise BadRequest("staleness is 0 or inf", field=field, value=value)
+
+
+def _check_weight(value: object, field: str) -> None:
+    weight: float = value  # type: ignore[assignment]
+    if not 0 < weight < math.inf:
+        raise BadRequest("a weight is a finite number above 0", field=field, value=weight)
+
+
+def _check_kind(value: object, field: str) -> None:
+    if value not in ("train", "evaluate"):
+        raise BadRequest("a lease is for train or evaluate", field=field, value=value)
+
+
+Staleness = Annotated[float, _check_staleness]
+Weight = Annotated[float, _check_weight]
+WorkKind = Annotated[str, _check_kind]
+
+
+# --- building blocks of messages
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What a dense tensor is; two creators must agree on it."""
+
+    dtype: DTypeName
+    shape: Shape
+    optimizer: OptimizerSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Elements ``start`` to ``stop`` of a tensor, in C order, live on ``shard``."""
+
+    shard: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """A tensor and where its blocks are. A shard holds at most one block of a tensor."""
+
+    name: Name
+    spec: Spec
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A worker of an epoch. Steps before ``until`` wait for it; None: all steps."""
+
+    worker: int
+    incarnation: int
+    name: Name
+    until: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A daemon's job as the coordinator sees it: how much work there is, in chunks.
+
+    ``text`` is the whole job in the workers' own form; the server compares it and never reads it.
+    """
+
+    text: str
+    chunks: Positive
+    epochs: Positive
+    evaluate_every: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A mean over examples that a worker measured on one chunk, for example its loss."""
+
+    name: Name
+    value: float
+
+
+# --- replies
+
+
+@dataclass(frozen=True, slots=True)
+class Empty:
+    """The reply of requests that only need to be known as done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """``shard`` of ``shards`` answers, and takes frames with payloads up to ``max_frame`` bytes."""
+
+    version: int
+    server: str
+    shard: int | None
+    shards: int
+    max_frame: int
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """The job's settings and every shard's address. The coordinator's is "": the one dialled."""
+
+    job: Name
+    shards: tuple[str, ...]
+    staleness: float
+    plan: Plan | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """The worker's identity, its first step, and the job's plan where there is one."""
+
+    job: Name
+    worker: int
+    incarnation: int
+    name: Name
+    clock: int
+    shards: tuple[str, ...]
+    staleness: float
+    plan: Plan | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ShardJoined:
+    """The number that the joining server has from now on."""
+
+    shard: int
+    shards: int
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """Where the blocks go. With an ``attempt``, the asker must fill them; without, they are filled."""
+
+    blocks: tuple[Block, ...]
+    attempt: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """The tensors asked for, in that order."""
+
+    infos: tuple[TensorInfo, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pushed:
+    """The number of updates this shard has applied to the job."""
+
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pulled:
+    """What the payload holds, each tensor's block at one version."""
+
+    version: int
+    tensors: tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Leased:
+    """What to do next: ``train`` or ``evaluate`` a chunk, ``wait`` (ask again), or ``finished``."""
+
+    kind: str
+    epoch: int
+    chunk: int
+
+
+@dataclass(frozen=True, slots=True)
+class StatusReport:
+    """The cluster as the coordinator sees it: the payload is ``ClusterStatus`` as a msgpack array."""
+
+    tensors: tuple[Part, ...]
+
+
+# --- requests that every server answers
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """The first request of every connection. It binds the connection to a job and a worker."""
+
+    op: ClassVar[str] = "hello"
+    reply: ClassVar[type] = Welcome
+    versions: tuple[int, ...]
+    client: str
+    job: Name | None = None
+    worker: int | None = None
+    incarnation: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Init:
+    """Fill this shard's block of a tensor that is being created. Payload: the block."""
+
+    op: ClassVar[str] = "init"
+    reply: ClassVar[type] = Empty
+    name: Name
+    spec: Spec
+    attempt: int
+    tensors: tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """Send the blocks of these tensors that live here."""
+
+    op: ClassVar[str] = "pull"
+    reply: ClassVar[type] = Pulled
+    names: tuple[Name, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """Apply gradients; at staleness 0, count them into the worker's current step."""
+
+    op: ClassVar[str] = "push"
+    reply: ClassVar[type] = Pushed
+    tensors: tuple[Part, ...]
+    step: int
+    weight: Weight = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class PushPull:
+    """Push, end the worker's step, and send back the blocks of ``names`` as they are after it."""
+
+    op: ClassVar[str] = "push_pull"
+    reply: ClassVar[type] = Pulled
+    tensors: tuple[Part, ...]
+    names: tuple[Name, ...]
+    step: int
+    weight: Weight = 1.0
+
+
+# --- requests that the coordinator answers
+
+
+@dataclass(frozen=True, slots=True)
+class Attach:
+    """Use an existing job without being one of its workers. None: the only one there is."""
+
+    op: ClassVar[str] = "attach"
+    reply: ClassVar[type] = Attached
+    job: Name | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """Become a worker of a job, which is made if need be; without a name, of the only one there is.
+
+    Settings that are None are whatever the job has. The reply comes when ``workers`` have joined.
+    """
+
+    op: ClassVar[str] = "join"
+    reply: ClassVar[type] = Joined
+    job: Name | None = None
+    name: Name | None = None
+    staleness: Staleness | None = None
+    workers: Positive | None = None
+    plan: Plan | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """The worker is done: no step from ``clock`` on waits for it."""
+
+    op: ClassVar[str] = "leave"
+    reply: ClassVar[type] = Empty
+    clock: int
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """The worker lives, and has come this far since it joined."""
+
+    op: ClassVar[str] = "heartbeat"
+    reply: ClassVar[type] = Empty
+    clock: int
+    examples: int
+    loss: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """Make a tensor, or find that it exists with the same spec."""
+
+    op: ClassVar[str] = "create"
+    reply: ClassVar[type] = Created
+    name: Name
+    spec: Spec
+
+
+@dataclass(frozen=True, slots=True)
+class Initialised:
+    """Every shard has its block: the tensor may be used."""
+
+    op: ClassVar[str] = "initialised"
+    reply: ClassVar[type] = Empty
+    name: Name
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class Describe:
+    """Say what these tensors are and where; without names, all of the job's."""
+
+    op: ClassVar[str] = "describe"
+    reply: ClassVar[type] = Described
+    names: tuple[Name, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Ask for work. With ``block`` the reply waits while all that is left is leased to others."""
+
+    op: ClassVar[str] = "lease"
+    reply: ClassVar[type] = Leased
+    block: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """A leased chunk is done: every update that came of it has been acknowledged."""
+
+    op: ClassVar[str] = "finish"
+    reply: ClassVar[type] = Empty
+    kind: WorkKind
+    epoch: int
+    chunk: int
+    examples: int
+    measures: tuple[Measure, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Ask for the state of the cluster."""
+
+    op: ClassVar[str] = "status"
+    reply: ClassVar[type] = StatusReport
+
+
+# --- between servers
+
+
+@dataclass(frozen=True, slots=True)
+class JoinShard:
+    """A server offers itself as a shard, as number ``shard`` if it says one."""
+
+    op: ClassVar[str] = "join_shard"
+    reply: ClassVar[type] = ShardJoined
+    port: Positive
+    host: str | None = None
+    shard: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """The coordinator tells every shard who a job's workers are from now on.
+
+    ``lost`` names workers that went away without leaving: synchronous steps of theirs cannot complete.
+    """
+
+    op: ClassVar[str] = "epoch"
+    reply: ClassVar[type] = Empty
+    job: Name
+    number: Positive
+    staleness: Staleness
+    members: tuple[Member, ...]
+    lost: tuple[Name, ...]
+
+
+Step = Push | PushPull
+Request = (
+    Hello | Init | Pull | Push | PushPull | Attach | Join | Leave | Heartbeat | Create | Initialised
+    | Describe | Lease | Finish | Status | JoinShard | Epoch
+)  # fmt: skip
+Reply = (
+    Empty | Welcome | Attached | Joined | ShardJoined | Created | Described | Pushed | Pulled | Leased
+    | StatusReport
+)  # fmt: skip
+
+REQUESTS: Final[tuple[type[Request], ...]] = Request.__args__
+
+
+class Header(NamedTuple):
+    """A header as it arrived: its fields without ``op`` and ``id`` are not looked at yet."""
+
+    op: str
+    id: int
+    fields: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorReply:
+    """What is wrong with a request, as in ``protocol.errors.PSError``."""
+
+    code: str
+    message: str
+    field: str
+    value: str
+
+
+_REPLIES: Final[tuple[type[Reply], ...]] = Reply.__args__
+_BY_OP: Final = {cls.op: cls for cls in REQUESTS}
+_DECODE: Final[dict[type, Callable[[dict[str, Any]], Any]]] = {
+    cls: decoder(cls) for cls in (*REQUESTS, *_REPLIES, ErrorReply)
+}
+_ENCODE: Final[dict[type, Callable[[Any], dict[str, Any]]]] = {
+    cls: encoder(cls) for cls in (*REQUESTS, *_REPLIES, ErrorReply)
+}
+_pack: Final[Callable[[dict[str, Any]], bytes]] = msgpack.packb
+
+MAX_ARRAY: Final = 4096
+"""Items of an array in a header. Unpackers allocate an announced length at once, on each of up to
+1,024 nested levels; this keeps the worst header at 32 MB for a moment."""
+
+MAX_MAP: Final = 64
+
+
+def encode_request(request_id: int, request: Request) -> bytes:
+    """Return the header of a request."""
+    fields = _ENCODE[type(request)](request)
+    fields["op"] = request.op
+    fields["id"] = request_id
+    return _pack(fields)
+
+
+def encode_reply(request_id: int, reply: Reply) -> bytes:
+    """Return the header of a reply."""
+    fields = _ENCODE[type(reply)](reply)
+    fields["op"] = "ok"
+    fields["id"] = request_id
+    return _pack(fields)
+
+
+def encode_error(request_id: int, error: PSError) -> bytes:
+    """Return the header of an error reply; id 0 is an error that belongs to no request."""
+    reply = ErrorReply(error.code, error.message, error.field, error.value)
+    fields = _ENCODE[ErrorReply](reply)
+    fields["op"] = "error"
+    fields["id"] = request_id
+    return _pack(fields)
+
+
+def unpack(data: bytes) -> Any:
+    """Return what msgpack ``data`` holds; nothing large is allocated on a short lie about a length."""
+    return msgpack.unpackb(
+        data,
+        max_str_len=len(data),
+        max_bin_len=0,
+        max_ext_len=0,
+        max_array_len=MAX_ARRAY,
+        max_map_len=MAX_MAP,
+    )
+
+
+def decode_header(header: bytes) -> Header:
+    """Return what a frame's header says.
+
+    Raises:
+        BadRequest: not a msgpack map from text to values with an ``op`` and an ``id``.
+    """
+    try:
+        fields = unpack(header)
+    except (ValueError, msgpack.UnpackException, RecursionError) as error:
+        raise BadRequest("not a msgpack map", field="header", value=repr(error)) from error
+    if type(fields) is not dict:
+        raise BadRequest("not a msgpack map", field="header", value=type(fields).__name__)
+    op, request_id = fields.pop("op", None), fields.pop("id", None)
+    if type(request_id) is not int or not 0 <= request_id < 1 << 63:
+        raise BadRequest("expected an integer from 0 to 2^63-1", field="id", value=request_id)
+    if type(op) is not str:
+        raise BadRequest("expected text", field="op", value=op)
+    return Header(op, request_id, fields)
+
+
+def decode_request(header: Header) -> Any:
+    """Return the ``Request`` that ``header`` carries.
+
+    Raises:
+        BadRequest: an unknown operation, or a field that is missing, unknown or wrong.
+    """
+    cls = _BY_OP.get(header.op)
+    if cls is None:
+        raise BadRequest("unknown operation", field="op", value=header.op)
+    return _DECODE[cls](header.fields)
+
+
+def decode_reply(header: Header, expected: type) -> Any:
+    """Return the reply of type ``expected``, or the exception that an error reply stands for.
+
+    Raises:
+        BadRequest: the header is neither.
+    """
+    if header.op == "error":
+        error: ErrorReply = _DECODE[ErrorReply](header.fields)
+        return error_from_wire(error.code, error.message, error.field, error.value)
+    if header.op != "ok":
+        raise BadRequest("expected ok or error", field="op", value=header.op)
+    return _DECODE[expected](header.fields)

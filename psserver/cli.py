@@ -1,0 +1,146 @@
+"""``psserver``: flags in, a running server out."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+from collections.abc import Sequence
+
+import configargparse
+
+from protocol.daemon.exit_codes import ExitCode
+from protocol.daemon.exposition import Exposition
+from protocol.daemon.logs import configure_logs
+from protocol.daemon.run import announce_ready, run, watch_stdin
+from protocol.daemon.settings import address, is_loopback, log_flags, new_parser, port, size
+from protocol.errors import ClusterError, PSError
+from psserver.server import Server, ServerSettings
+
+__all__ = ["main"]
+
+_log = logging.getLogger("psserver")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    problem = _problem(options)
+    if problem:
+        parser.error(problem)
+    configure_logs(options.log_format, options.log_level)
+    return run(lambda stop: _serve(options, stop))
+
+
+def _parser() -> configargparse.ArgParser:
+    parser = new_parser(
+        "psserver", "Serve one shard of the parameters; without --join, coordinate the others."
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to bind")
+    parser.add_argument("--port", type=port, default=7070, help="TCP port to bind; 0 takes a free one")
+    parser.add_argument(
+        "--shards", type=int, default=1, metavar="N", help="servers in the cluster; said to the coordinator"
+    )
+    parser.add_argument(
+        "--join", type=address, metavar="HOST:PORT", help="the coordinator; without it this server is the one"
+    )
+    parser.add_argument(
+        "--shard", type=int, metavar="I", help="the number to ask the coordinator for; without it, any"
+    )
+    parser.add_argument(
+        "--metrics-port", type=port, default=9464, help="HTTP port for metrics; 0 takes a free one"
+    )
+    parser.add_argument("--max-frame", type=size, default="1GiB", help="largest payload of a frame accepted")
+    parser.add_argument("--max-connections", type=int, default=1024, metavar="N", help="connections accepted")
+    parser.add_argument("--ready-file", metavar="FILE", help="write the addresses there as JSON once bound")
+    parser.add_argument(
+        "--stop-with-stdin",
+        action="store_true",
+        help="stop when standard input ends, so as not to outlive the process that started this one",
+    )
+    parser.add_argument(
+        "--insecure", action="store_true", help="allow a --host that others can reach, without authentication"
+    )
+    log_flags(parser)
+    return parser
+
+
+def _problem(options: argparse.Namespace) -> str | None:
+    """Return what is wrong with flags that are right one by one."""
+    if options.shards < 1:
+        return f"--shards {options.shards}: a cluster has at least 1 server"
+    if options.max_connections < 1:
+        return f"--max-connections {options.max_connections}: at least 1 is needed"
+    if options.shard is not None and options.join is None:
+        return f"--shard {options.shard} goes with --join; the coordinator is always shard 0"
+    if options.shard is not None and options.shard < 1:
+        return f"--shard {options.shard}: the coordinator is shard 0, the others count from 1"
+    if not is_loopback(options.host) and not options.insecure:
+        return (
+            f"--host {options.host} lets other machines in, and nothing would be asked of them; "
+            "bind 127.0.0.1, or say --insecure on a network that you trust"
+        )
+    return None
+
+
+async def _serve(options: argparse.Namespace, stop: asyncio.Event) -> int:
+    server = Server(
+        ServerSettings(
+            host=options.host,
+            port=options.port,
+            shards=options.shards,
+            join=options.join,
+            shard=options.shard,
+            max_frame=options.max_frame,
+            max_connections=options.max_connections,
+        )
+    )
+    exposition = Exposition(server.metrics.registry, server.is_ready, asyncio.get_running_loop())
+    try:
+        metrics = exposition.listen(options.host, options.metrics_port)
+        bound = await server.start()
+    except (OSError, PSError) as error:
+        code = _start_failure(options, error)
+        exposition.close()
+        await server.stop()
+        return code
+    announce_ready(options.ready_file, address=bound, metrics=metrics)
+    code = await _until_stopped(server, stop, with_stdin=options.stop_with_stdin)
+    await server.stop()
+    exposition.close()
+    return code
+
+
+def _start_failure(options: argparse.Namespace, error: Exception) -> int:
+    if options.join is not None and isinstance(error, ClusterError | ConnectionError):
+        _log.error("no coordinator answers at %s:%d (--join): %s", *options.join, error)
+        return ExitCode.UNREACHABLE
+    if isinstance(error, PSError):
+        _log.error("the coordinator refuses: %s", error)
+        return ExitCode.REFUSED
+    _log.error(
+        "cannot listen on %s (--port %d, --metrics-port %d): %s; 0 takes a free port",
+        options.host, options.port, options.metrics_port, error,
+    )  # fmt: skip
+    return ExitCode.USAGE
+
+
+async def _until_stopped(server: Server, stop: asyncio.Event, *, with_stdin: bool) -> int:
+    waits: list[asyncio.Task[bool]] = [
+        asyncio.create_task(stop.wait()),
+        asyncio.create_task(server.coordinator_lost.wait()),
+    ]
+    if with_stdin:
+        waits.append(asyncio.create_task(_stdin_ends()))
+    _, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for task in pending:
+        task.cancel()
+    await asyncio.gather(*pending, return_exceptions=True)
+    return ExitCode.CLUSTER_LOST if server.coordinator_lost.is_set() and not stop.is_set() else ExitCode.DONE
+
+
+async def _stdin_ends() -> bool:
+    await watch_stdin()
+    _log.info("standard input has ended, stopping")
+    return True

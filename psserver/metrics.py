@@ -1,0 +1,143 @@
+"""What the server counts, and how Prometheus is told.
+
+Counting is a plain addition: the request path takes no lock and looks up no label. The metric families
+are made when somebody scrapes.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
+
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from protocol.connection import Traffic
+
+__all__ = ["Gauges", "Histogram", "ServerMetrics"]
+
+_SECONDS: Final = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+_STEPS: Final = (0.0, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0)
+
+Gauges = Callable[[], Mapping[tuple[str, tuple[tuple[str, str], ...]], float]]
+"""Returns the values of gauges at this moment, by name and labels."""
+
+
+class Histogram:
+    """Counts by upper bound, and their sum."""
+
+    __slots__ = ("_bounds", "_counts", "_sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count ``value``."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def buckets(self) -> tuple[list[tuple[str, float]], float]:
+        """Return Prometheus's cumulative buckets, and the sum."""
+        found, total = [], 0
+        for bound, count in zip((*map(str, self._bounds), "+Inf"), self._counts, strict=True):
+            total += count
+            found.append((bound, float(total)))
+        return found, self._sum
+
+
+class ServerMetrics(Collector):
+    """All that a server counts.
+
+    Args:
+        gauges: tells what is not counted but looked at.
+    """
+
+    def __init__(self, gauges: Gauges) -> None:
+        self.traffic = Traffic()
+        self.requests: Counter[tuple[str, str]] = Counter()
+        self.request_seconds: dict[str, Histogram] = {}
+        self.updates: Counter[str] = Counter()
+        self.rejected_frames: Counter[str] = Counter()
+        self.barrier_wait = Histogram(_SECONDS)
+        self.staleness = Histogram(_STEPS)
+        self._gauges = gauges
+        self.registry = CollectorRegistry()
+        self.registry.register(self)
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+
+    def request(self, op: str, status: str, seconds: float) -> None:
+        """Count a request that was answered."""
+        self.requests[op, status] += 1
+        histogram = self.request_seconds.get(op)
+        if histogram is None:
+            histogram = self.request_seconds[op] = Histogram(_SECONDS)
+        histogram.observe(seconds)
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metric families. Called from the thread that serves ``/metrics``."""
+        requests = {(op, status): count for (op, status), count in dict(self.requests).items()}
+        yield _counter("psserver_requests", "Requests answered.", ("op", "status"), requests)
+        seconds = HistogramMetricFamily(
+            "psserver_request_seconds", "From the arrival of a request to its reply.", labels=["op"]
+        )
+        for op, histogram in dict(self.request_seconds).items():
+            seconds.add_metric([op], *histogram.buckets())
+        yield seconds
+        yield _counter("psserver_received_bytes", "Bytes received.", (), {(): self.traffic.received})
+        yield _counter("psserver_sent_bytes", "Bytes queued for sending.", (), {(): self.traffic.sent})
+        yield _counter(
+            "psserver_updates",
+            "Updates applied: pushes, or committed steps at staleness 0.",
+            ("job",),
+            {(job,): count for job, count in dict(self.updates).items()},
+        )
+        yield _counter(
+            "psserver_rejected_frames",
+            "Frames that were not understood or not allowed.",
+            ("reason",),
+            {(reason,): count for reason, count in dict(self.rejected_frames).items()},
+        )
+        yield _histogram("psserver_barrier_wait_seconds", "Waits for the end of a step.", self.barrier_wait)
+        yield _histogram(
+            "psserver_staleness_steps",
+            "Updates by others between a worker's pull and its push.",
+            self.staleness,
+        )
+        yield from self._gauge_families()
+
+    def _gauge_families(self) -> Iterator[Metric]:
+        families: dict[str, GaugeMetricFamily] = {}
+        for (name, labels), value in self._gauges().items():
+            if name not in families:
+                families[name] = GaugeMetricFamily(name, _GAUGES[name], labels=[key for key, _ in labels])
+            families[name].add_metric([text for _, text in labels], value)
+        yield from families.values()
+
+
+_GAUGES: Final = {
+    "psserver_connections": "Open connections.",
+    "psserver_workers": "Workers by state; on the coordinator only.",
+    "psserver_membership_epoch": "Number of the latest membership epoch of a job.",
+    "psserver_parameters_bytes": "Bytes of parameters on this shard.",
+}
+
+
+def _counter(
+    name: str, text: str, labels: tuple[str, ...], values: Mapping[Any, float]
+) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, text, labels=labels)
+    for key, value in values.items():
+        family.add_metric(key, value)
+    return family
+
+
+def _histogram(name: str, text: str, histogram: Histogram) -> HistogramMetricFamily:
+    buckets, total = histogram.buckets()
+    return HistogramMetricFamily(name, text, buckets=buckets, sum_value=total)

@@ -1,0 +1,344 @@
+"""The server: accepts connections, hands requests to the shard and the coordinator, and stops cleanly."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import protocol
+from protocol.connection import Array, Connection, dial
+from protocol.daemon.logs import RateLimited
+from protocol.errors import (
+    BadRequest,
+    BadTensor,
+    PSError,
+    ShuttingDown,
+    VersionMismatch,
+    WireError,
+)
+from protocol.frames import VERSION
+from protocol.messages import (
+    REQUESTS,
+    Attach,
+    Create,
+    Describe,
+    Empty,
+    Epoch,
+    Finish,
+    Heartbeat,
+    Hello,
+    Init,
+    Initialised,
+    Join,
+    JoinShard,
+    Lease,
+    Leave,
+    Pull,
+    Push,
+    PushPull,
+    ShardJoined,
+    Status,
+    Welcome,
+)
+from psserver.call import Call
+from psserver.coordinator import Coordinator
+from psserver.metrics import ServerMetrics
+from psserver.shard import Session, Shard
+
+__all__ = ["Server", "ServerSettings"]
+
+_log = logging.getLogger(__name__)
+
+_WAIT_FOR_READY: Final = (Attach, Join, Create, Describe)
+_OPS: Final = frozenset(cls.op for cls in REQUESTS)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """What a server is started with. Times in seconds, sizes in bytes.
+
+    ``join`` is the coordinator's address; None: this server is the coordinator and shard 0.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 7070
+    shards: int = 1
+    join: tuple[str, int] | None = None
+    shard: int | None = None
+    max_frame: int = 1 << 30
+    max_connections: int = 1024
+    hello_within: float = 5.0
+    name_waits_after: float = 1.0
+
+
+class Server:
+    """One ``psserver``: listens from ``start`` to ``stop``."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self._settings = settings
+        self.metrics = ServerMetrics(self._gauges)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._shard = Shard(self.metrics, self._spawn)
+        self._coordinator: Coordinator | None = None
+        self._number = settings.shard
+        self._shards = settings.shards
+        if settings.join is None:
+            self._number = 0
+            self._coordinator = Coordinator(self._shard, settings.shards, self._spawn)
+        self._connections: set[Connection] = set()
+        self._listener: asyncio.Server | None = None
+        self._uplink: Connection | None = None
+        self._stopping = False
+        self._joined = False
+        self._rejected_log = RateLimited(_log, interval=1.0)
+        self.coordinator_lost = asyncio.Event()
+
+    # --- from start to stop
+
+    async def start(self) -> str:
+        """Listen, join the coordinator if there is one, and return the address.
+
+        Raises:
+            OSError: the address cannot be bound, or the coordinator does not answer.
+            PSError: the coordinator refuses.
+        """
+        settings = self._settings
+        loop = asyncio.get_running_loop()
+        self._listener = await loop.create_server(self._accept, settings.host, settings.port, backlog=1024)
+        host, port = self._listener.sockets[0].getsockname()[:2]
+        address = f"{host}:{port}"
+        if self._coordinator is not None:
+            self._coordinator.listening_at(address)
+        else:
+            await self._join(host, port)
+        self._spawn(self._watch())
+        return address
+
+    async def stop(self) -> None:
+        """Refuse new requests, end the connections and wait for what is under way."""
+        self._stopping = True
+        if self._listener is not None:
+            self._listener.close()
+        for connection in (*self._connections, *([self._uplink] if self._uplink else [])):
+            connection.close(ShuttingDown("the server is stopping"))
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for connection in tuple(self._connections):
+            connection.abort()
+        self._shard.close()
+
+    def is_ready(self) -> bool:
+        """Return whether requests are answered at once: all shards have joined."""
+        if self._stopping:
+            return False
+        return self._coordinator.ready.is_set() if self._coordinator else self._joined
+
+    async def _join(self, host: str, port: int) -> None:
+        assert self._settings.join is not None  # noqa: S101 (checked by the caller)
+        uplink = await dial(
+            *self._settings.join, self, max_payload=self._settings.max_frame, traffic=self.metrics.traffic
+        )
+        self._uplink = uplink
+        uplink.session = Session()
+        uplink.greeted = True  # the coordinator only answers on it, and tells epochs
+        await uplink.request(Hello((VERSION,), f"psserver/{protocol.__version__}"))
+        reachable = None if host in ("0.0.0.0", "::") else host  # noqa: S104 (compared, not bound)
+        joined: ShardJoined
+        joined, _ = await uplink.request(JoinShard(port, reachable, self._settings.shard))
+        self._number, self._shards, self._joined = joined.shard, joined.shards, True
+
+    def _accept(self) -> Connection:
+        connection = Connection(
+            self, max_payload=self._settings.max_frame, traffic=self.metrics.traffic, server=True
+        )
+        connection.session = Session()
+        if len(self._connections) >= self._settings.max_connections:
+            asyncio.get_running_loop().call_soon(self._turn_away, connection)
+        self._connections.add(connection)
+        return connection
+
+    def _turn_away(self, connection: Connection) -> None:
+        self.metrics.rejected_frames["connections"] += 1
+        self._rejected_log.warning(
+            asyncio.get_running_loop().time(),
+            "refused %s: --max-connections %d are open",
+            connection.peer,
+            self._settings.max_connections,
+        )
+        connection.abort()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run ``work`` in a task that ``stop`` awaits."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _watch(self) -> None:
+        """Once a second: hang up on those that say no hello, and name those that a step waits for."""
+        loop = asyncio.get_running_loop()
+        named: set[tuple[str, int]] = set()
+        while True:
+            await asyncio.sleep(1.0)
+            now = loop.time()
+            for connection in tuple(self._connections):
+                if connection.greeted or now - connection.opened < self._settings.hello_within:
+                    continue
+                self._count_rejected("no_hello")
+                connection.abort()
+            for job in self._shard.jobs:
+                wait = self._shard.wait(job)
+                if wait and wait.seconds > self._settings.name_waits_after and (job, wait.step) not in named:
+                    named.add((job, wait.step))
+                    _log.warning(
+                        "job %s: step %d waits for %s since %.1f s",
+                        job, wait.step, ", ".join(wait.waiting_for), wait.seconds,
+                    )  # fmt: skip
+
+    # --- what the connections call
+
+    def prepare(self, connection: Connection, request: Any, payload: int) -> Sequence[Array]:
+        """Return where the payload of a request goes."""
+        if not connection.greeted and type(request) is not Hello:
+            raise BadRequest("the first request of a connection is hello", field="op", value=request.op)
+        if self._stopping:
+            raise ShuttingDown("the server is stopping")
+        match request:
+            case Push() | PushPull():
+                return self._shard.arrays_for_push(connection.session, request)
+            case Init():
+                return self._shard.arrays_for_init(connection.session, request)
+            case _ if payload:
+                raise BadTensor("this request has no payload", field="payload length", value=payload)
+            case _:
+                return ()
+
+    def handle(self, connection: Connection, request_id: int, request: Any, arrays: Sequence[Array]) -> None:
+        """Answer a request."""
+        call = Call(connection, request_id, request.op, self.metrics)
+        try:
+            self._dispatch(call, connection.session, request, arrays)
+        except PSError as error:
+            call.fail(error)
+        except Exception as error:
+            call.fail_internally(error)
+
+    def _dispatch(self, call: Call, session: Session, request: Any, arrays: Sequence[Array]) -> None:
+        match request:
+            case Push() | PushPull():
+                self._shard.push(call, session, request, arrays)
+            case Pull():
+                self._shard.pull(call, session, request)
+            case Init():
+                self._shard.init(call, session, request, arrays)
+            case Hello():
+                self._hello(call, session, request)
+            case Epoch():
+                self._follow(call, request)
+            case _:
+                self._coordinate(call, session, request)
+
+    def refused(self, connection: Connection, op: str, error: PSError) -> None:
+        """Count a request that was refused, or bytes that made no sense."""
+        if isinstance(error, WireError) or not op:
+            self._count_rejected(error.code.lower())
+            now = asyncio.get_running_loop().time()
+            self._rejected_log.warning(now, "rejected a frame from %s: %s", connection.peer, error)
+        else:
+            self.metrics.requests[op if op in _OPS else "other", error.code.lower()] += 1
+
+    def lost(self, connection: Connection) -> None:
+        """Forget a connection."""
+        self._connections.discard(connection)
+        if connection is self._uplink:
+            if not self._stopping:
+                _log.error("the coordinator is gone")
+                self.coordinator_lost.set()
+        elif self._coordinator is not None and not self._stopping:
+            self._coordinator.connection_lost(connection)
+
+    # --- requests
+
+    def _hello(self, call: Call, session: Session, request: Hello) -> None:
+        if VERSION not in request.versions:
+            raise VersionMismatch(
+                f"this server speaks protocol version {VERSION}", field="versions", value=request.versions
+            )
+        call.connection.greeted = True
+        session.job, session.worker, session.incarnation = request.job, request.worker, request.incarnation
+        server = f"psserver/{protocol.__version__}"
+        call.reply(Welcome(VERSION, server, self._number, self._shards, self._settings.max_frame))
+
+    def _follow(self, call: Call, request: Epoch) -> None:
+        if call.connection is not self._uplink:
+            raise BadRequest("epochs come from the coordinator", field="op", value=request.op)
+        self._shard.follow(request)
+        call.reply(Empty())
+
+    def _coordinate(self, call: Call, session: Session, request: Any) -> None:
+        coordinator = self._coordinator
+        if coordinator is None:
+            raise BadRequest(
+                "this server is not the coordinator; ask the one that the workers were given",
+                field="op",
+                value=request.op,
+            )
+        if isinstance(request, _WAIT_FOR_READY) and not coordinator.ready.is_set():
+            self._spawn(call.answer_with(self._when_ready(coordinator, call, session, request)))
+        else:
+            _ask(coordinator, call, session, request)
+
+    @staticmethod
+    async def _when_ready(coordinator: Coordinator, call: Call, session: Session, request: Any) -> None:
+        await coordinator.ready.wait()
+        _ask(coordinator, call, session, request)
+
+    # --- metrics
+
+    def _count_rejected(self, reason: str) -> None:
+        self.metrics.rejected_frames[reason] += 1
+
+    def _gauges(self) -> Mapping[tuple[str, tuple[tuple[str, str], ...]], float]:
+        found: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {
+            ("psserver_connections", ()): len(self._connections)
+        }
+        for job in list(self._shard.jobs.values()):
+            key = ("psserver_parameters_bytes", (("job", job.label),))
+            found[key] = found.get(key, 0) + job.nbytes
+        epoch = max((job.epoch for job in list(self._shard.jobs.values())), default=0)
+        found["psserver_membership_epoch", ()] = epoch
+        if self._coordinator is not None:
+            for state, count in self._coordinator.worker_states().items():
+                found["psserver_workers", (("state", state),)] = count
+        return found
+
+
+def _ask(coordinator: Coordinator, call: Call, session: Session, request: Any) -> None:
+    match request:
+        case Heartbeat():
+            coordinator.heartbeat(call, session, request)
+        case Lease():
+            coordinator.lease(call, session, request)
+        case Finish():
+            coordinator.finish(call, session, request)
+        case Attach():
+            coordinator.attach(call, session, request)
+        case Join():
+            coordinator.join(call, session, request)
+        case Leave():
+            coordinator.leave(call, session, request)
+        case Create():
+            coordinator.create(call, session, request)
+        case Initialised():
+            coordinator.initialised(call, session, request)
+        case Describe():
+            coordinator.describe(call, session, request)
+        case Status():
+            coordinator.status(call, request)
+        case JoinShard():
+            coordinator.join_shard(call, request)
+        case _:
+            raise AssertionError(f"no answer is known to {request.op}")

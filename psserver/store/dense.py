@@ -1,0 +1,163 @@
+"""One shard's block of a dense tensor: the current version, and the gradients of the step under way.
+
+A version never changes. An update makes the next one in the gradient's own memory and swaps it in, so a
+pull that is still being sent keeps the version it began with, and nobody waits for its socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import Executor
+from functools import partial
+from typing import Any
+
+import numpy.typing as npt
+
+from protocol.errors import BadRequest, NotFinite
+from protocol.messages import Spec
+from protocol.optimizers import Add, optimizer_from_spec
+from protocol.tensors import DTYPES, all_finite
+from psserver.optimizers import update_of
+from psserver.store.arithmetic import INLINE, accumulate, apply, each_part, scale
+
+__all__ = ["DenseBlock", "check_spec"]
+
+Array = npt.NDArray[Any]
+
+
+def check_spec(spec: Spec, *, averaged: bool) -> None:
+    """Raise ``BadRequest`` if no tensor can be made of ``spec``.
+
+    Args:
+        spec: what a client asks for.
+        averaged: the job is synchronous, so that gradients are averaged.
+    """
+    optimizer = optimizer_from_spec(spec.optimizer)
+    if DTYPES[spec.dtype].kind == "f":
+        return
+    if not isinstance(optimizer, Add):
+        raise BadRequest(f"{optimizer.name} needs a float dtype", field="dtype", value=spec.dtype)
+    if averaged:
+        raise BadRequest(
+            "a synchronous job averages updates, which integers cannot hold", field="dtype", value=spec.dtype
+        )
+
+
+class DenseBlock:
+    """Elements ``start`` to ``stop`` of a tensor.
+
+    Attributes:
+        name: the tensor's name.
+        spec: dtype, shape and optimizer of the whole tensor.
+        values: the current version, 1-d, never written to.
+        version: updates applied so far.
+        attempt: the attempt at creating the tensor that filled this block.
+        lock: held by an update that is computed in threads.
+    """
+
+    __slots__ = ("_update", "attempt", "lock", "name", "spec", "step_mean", "values", "version")
+
+    def __init__(self, name: str, spec: Spec, values: Array, attempt: int) -> None:
+        self.name = name
+        self.spec = spec
+        self.values = values
+        self.version = 0
+        self.attempt = attempt
+        self.lock = asyncio.Lock()
+        self.step_mean: StepMean | None = None
+        self._update = update_of(optimizer_from_spec(spec.optimizer))
+
+    def next_version(self, gradient: Array) -> Array:
+        """Return the values after ``gradient``, in its memory.
+
+        Raises:
+            NotFinite: they would not all be finite. Nothing has changed but the gradient.
+        """
+        if not apply(self._update, self.values, gradient):
+            raise self._not_finite()
+        return gradient
+
+    async def next_version_in_threads(self, gradient: Array, threads: Executor) -> Array:
+        """Return the same as ``next_version``; the event loop goes on meanwhile. Needs the lock."""
+        if gradient.nbytes <= INLINE:
+            return self.next_version(gradient)
+        if not await each_part(threads, partial(apply, self._update), self.values, gradient):
+            raise self._not_finite()
+        return gradient
+
+    def swap(self, values: Array) -> None:
+        """Make ``values`` the current version."""
+        self.values = values
+        self.version += 1
+
+    async def check(self, gradient: Array, threads: Executor) -> None:
+        """Raise ``NotFinite`` if ``gradient`` has NaN or infinity."""
+        if gradient.nbytes <= INLINE:
+            finite = all_finite(gradient)
+        else:
+            finite = await each_part(threads, all_finite, gradient)
+        if not finite:
+            raise self._not_finite()
+
+    async def contribute(self, gradient: Array, weight: float, threads: Executor) -> None:
+        """Count ``gradient`` (checked) into the mean of the step under way. Needs the lock."""
+        if self.step_mean is None:
+            self.step_mean = StepMean(gradient, weight)
+        else:
+            await self.step_mean.add(gradient, weight, threads)
+
+    async def after_step(self, threads: Executor) -> Array | None:
+        """Return the values after the mean of the step's gradients, if there are any. Needs the lock.
+
+        Raises:
+            NotFinite: they would not all be finite; the step's gradients are dropped.
+        """
+        mean, self.step_mean = self.step_mean, None
+        if mean is None:
+            return None
+        return await self.next_version_in_threads(await mean.result(threads), threads)
+
+    def drop_step(self) -> None:
+        """Forget the gradients of the step under way."""
+        self.step_mean = None
+
+    def _not_finite(self) -> NotFinite:
+        return NotFinite(
+            "NaN or infinity in the gradient or in the values it leads to; nothing was changed",
+            field="tensors",
+            value=self.name,
+        )
+
+
+class StepMean:
+    """The weighted mean of gradients, ``sum(w_i * g_i) / sum(w_i)``, in the first one's memory.
+
+    Weights are kept relative to the first, so that equal ones, the usual case, cost no multiplication.
+    """
+
+    __slots__ = ("_relative", "_sum", "_unit")
+
+    def __init__(self, gradient: Array, weight: float) -> None:
+        self._sum = gradient
+        self._unit = weight
+        self._relative = 1.0
+
+    async def add(self, gradient: Array, weight: float, threads: Executor) -> None:
+        """Count another gradient in; its memory is spoilt."""
+        ratio = weight / self._unit
+        add = partial(accumulate, ratio=ratio)
+        if gradient.nbytes <= INLINE:
+            add(self._sum, gradient)
+        else:
+            await each_part(threads, add, self._sum, gradient)
+        self._relative += ratio
+
+    async def result(self, threads: Executor) -> Array:
+        """Return the mean."""
+        if self._relative != 1.0:
+            factor = 1.0 / self._relative
+            if self._sum.nbytes <= INLINE:
+                scale(self._sum, factor)
+            else:
+                await each_part(threads, partial(scale, factor=factor), self._sum)
+        return self._sum

@@ -1,0 +1,5 @@
+"""``python -m psworker``."""
+
+from psworker.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,120 @@
+"""``psworker``: flags in, a worker's part of a job done."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import configargparse
+
+from protocol.daemon.exit_codes import ExitCode
+from protocol.daemon.exposition import Exposition
+from protocol.daemon.logs import configure_logs
+from protocol.daemon.run import announce_ready, run, watch_stdin
+from protocol.daemon.settings import address, duration, job_name, log_flags, new_parser, port
+from psworker.daemon import WorkerSettings, exit_code, work
+from psworker.errors import JobError
+from psworker.job import load_job
+from psworker.metrics import WorkerMetrics
+
+__all__ = ["main"]
+
+_log = logging.getLogger("psworker")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    configure_logs(options.log_format, options.log_level)
+    try:
+        job = load_job(options.job, options.set) if options.job or options.set else None
+    except JobError as error:
+        parser.error(str(error))
+    host, number = options.server
+    settings = WorkerSettings(f"{host}:{number}", job, options.name, options.reconnect_for)
+    return run(lambda stop: _work(settings, options, stop))
+
+
+def _parser() -> configargparse.ArgParser:
+    parser = new_parser("psworker", "Train on a cluster: lease chunks of data, push gradients, until done.")
+    parser.add_argument(
+        "--server", type=address, default="127.0.0.1:7070", metavar="HOST:PORT", help="the coordinator"
+    )
+    parser.add_argument(
+        "--job", type=Path, metavar="FILE", help="job file (TOML); without it, the job that the cluster has"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="change a setting of the job, for example train.epochs=3; may be repeated",
+    )
+    parser.add_argument("--name", type=job_name, help="this worker's name in the job; without it, worker-N")
+    parser.add_argument(
+        "--metrics-port", type=port, default=9465, help="HTTP port for metrics; 0 takes a free one"
+    )
+    parser.add_argument(
+        "--reconnect-for", type=duration, default="60s", help="how long to try while no server answers"
+    )
+    parser.add_argument(
+        "--ready-file", metavar="FILE", help="write the metrics address there as JSON once bound"
+    )
+    parser.add_argument(
+        "--stop-with-stdin",
+        action="store_true",
+        help="stop when standard input ends, so as not to outlive the process that started this one",
+    )
+    log_flags(parser)
+    return parser
+
+
+async def _work(settings: WorkerSettings, options: argparse.Namespace, stop: asyncio.Event) -> int:
+    metrics = WorkerMetrics()
+    exposition = Exposition(metrics.registry, lambda: not stop.is_set(), asyncio.get_running_loop())
+    try:
+        bound = exposition.listen("127.0.0.1", options.metrics_port)
+    except OSError as error:
+        _log.error(
+            "cannot serve metrics on --metrics-port %d: %s; 0 takes a free port", options.metrics_port, error
+        )
+        return ExitCode.USAGE
+    announce_ready(options.ready_file, metrics=bound, server=settings.server)
+    watching = asyncio.create_task(_stop_with_stdin(stop)) if options.stop_with_stdin else None
+    try:
+        return await _until_stopped(settings, metrics, stop)
+    finally:
+        if watching is not None:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+        exposition.close()
+
+
+async def _until_stopped(settings: WorkerSettings, metrics: WorkerMetrics, stop: asyncio.Event) -> int:
+    working = asyncio.create_task(work(settings, metrics))
+    stopped = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait([working, stopped], return_when=asyncio.FIRST_COMPLETED)
+        working.cancel()
+        await working
+    except asyncio.CancelledError:
+        _log.info("stopped before the job was finished")
+    except Exception as error:
+        code = exit_code(error)
+        if code is None:
+            raise
+        _log.error("%s", error)
+        return code
+    finally:
+        stopped.cancel()
+    return ExitCode.DONE
+
+
+async def _stop_with_stdin(stop: asyncio.Event) -> None:
+    await watch_stdin()
+    _log.info("standard input has ended, stopping")
+    stop.set()

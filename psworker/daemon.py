@@ -1,0 +1,161 @@
+"""``psworker`` from start to end: data, model, cluster, training, and errors as exit codes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import Final
+
+from protocol.daemon.exit_codes import ExitCode
+from protocol.errors import (
+    BadRequest,
+    ClusterError,
+    JobMismatch,
+    NotFinite,
+    PSError,
+    SpecMismatch,
+    UnknownJob,
+    Unreachable,
+    WireError,
+)
+from protocol.messages import Plan
+from protocol.optimizers import Optimizer, OptimizerSpec, Setting, optimizer_from_spec
+from psworker.client import Client, connect, fetch_plan
+from psworker.data import Source, open_source
+from psworker.errors import DataError, JobError
+from psworker.job import Job, OptimizerSettings, difference, job_from_json, job_to_json
+from psworker.metrics import WorkerMetrics
+from psworker.models import Model, build_model
+from psworker.training import Trainer
+
+__all__ = ["WorkerSettings", "exit_code", "work"]
+
+_log = logging.getLogger(__name__)
+
+_GRACE: Final = 5.0  # seconds for the mini-batch under way when the operator ends the worker
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """What a worker is started with. ``job`` None: the cluster's only job."""
+
+    server: str
+    job: Job | None
+    name: str | None
+    reconnect_for: float
+
+
+async def work(settings: WorkerSettings, metrics: WorkerMetrics) -> None:
+    """Do this worker's part of the job. When cancelled, leave the job in good order.
+
+    Raises:
+        JobError, DataError, PSError: see ``exit_code``.
+    """
+    job = settings.job or await _job_of_cluster(settings)
+    optimizer = _optimizer(job.optimizer)
+    source, model = await asyncio.to_thread(_load, job)
+    plan = Plan(job_to_json(job), source.chunks, job.train.epochs, job.eval.every, job.seed)
+    if job.eval.holdout == 0:
+        plan = Plan(plan.text, plan.chunks, plan.epochs, 0, plan.seed)
+    try:
+        async with connect(
+            settings.server,
+            job.name,
+            name=settings.name,
+            staleness=job.train.staleness,
+            workers=job.train.workers,
+            reconnect_for=settings.reconnect_for,
+            plan=plan,
+        ) as client:
+            _log.info("%s works on job %s", client.name, job.name)
+            await _train(client, model, source, job, optimizer, metrics)
+            _log.info("%s is done after %d steps", client.name, client.clock)
+    except JobMismatch as error:
+        if error.field == "plan":
+            raise await _explained(settings, job, plan, error) from error
+        raise
+
+
+async def _job_of_cluster(settings: WorkerSettings) -> Job:
+    plan = await fetch_plan(settings.server, None, reconnect_for=settings.reconnect_for)
+    if plan is None:
+        raise UnknownJob(
+            "the cluster's job was made without a job file; give one", field="--job", value="(absent)"
+        )
+    return job_from_json(plan.text)
+
+
+def _load(job: Job) -> tuple[Source, Model]:
+    source = open_source(job.data, seed=job.seed, holdout=job.eval.holdout)
+    return source, build_model(job.model, features=source.features, classes=source.classes, seed=job.seed)
+
+
+def _optimizer(settings: OptimizerSettings) -> Optimizer:
+    found = []
+    for name, value in settings.settings:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise JobError(f"[optimizer] {name} = {value!r}; expected a number")
+        found.append(Setting(name, float(value)))
+    try:
+        return optimizer_from_spec(OptimizerSpec(settings.name, tuple(found)))
+    except BadRequest as error:
+        raise JobError(f"[optimizer] {error}") from error
+
+
+async def _train(
+    client: Client,
+    model: Model,
+    source: Source,
+    job: Job,
+    optimizer: Optimizer,
+    metrics: WorkerMetrics,
+) -> None:
+    """Train; when cancelled, give the mini-batch under way a moment to complete."""
+    trainer = Trainer(client, model, source, batch_size=job.train.batch_size, seed=job.seed, metrics=metrics)
+    training = asyncio.create_task(trainer.run(optimizer))
+    try:
+        await asyncio.shield(training)
+    except asyncio.CancelledError:
+        trainer.stop()
+        await asyncio.wait([training], timeout=_GRACE)
+        raise
+    finally:
+        training.cancel()
+        await asyncio.gather(training, return_exceptions=True)
+
+
+async def _explained(settings: WorkerSettings, job: Job, plan: Plan, error: JobMismatch) -> JobMismatch:
+    """Say in which key two jobs of one name differ."""
+    other = await fetch_plan(settings.server, job.name, reconnect_for=0.0)
+    if other is None:
+        return error
+    what = (
+        difference(plan.text, other.text)
+        if other.text != plan.text
+        else f"this worker's data has {plan.chunks} chunks, the job's {other.chunks}: is it the same file?"
+    )
+    return JobMismatch(f"the cluster has another job of that name: {what}", field="job", value=job.name)
+
+
+def exit_code(error: Exception) -> ExitCode | None:
+    """Return the exit code that stands for ``error``; None if it is a defect of ours."""
+    match error:
+        case JobError():
+            return ExitCode.USAGE
+        case DataError():
+            return ExitCode.DATA_UNREADABLE
+        case Unreachable():
+            return ExitCode.UNREACHABLE
+        case NotFinite():
+            return ExitCode.DIVERGED
+        case JobMismatch() | UnknownJob() | SpecMismatch():
+            return ExitCode.JOB_MISMATCH
+        case WireError():
+            return ExitCode.REFUSED
+        case ClusterError():
+            return ExitCode.CLUSTER_LOST
+        case PSError():
+            return ExitCode.USAGE
+        case _:
+            return None

@@ -1,0 +1,47 @@
+"""scikit-learn's handwritten digits: 1797 pictures of 8 x 8 pixels, 10 classes."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from psworker.data.batch import Batch
+from psworker.data.split import Part, rows_of
+from psworker.errors import DataError
+from psworker.job import DataSettings
+
+
+@dataclass(frozen=True, slots=True)
+class DigitsSource:
+    """Chunk i is rows [i * chunk_rows, (i + 1) * chunk_rows) of `examples`."""
+
+    examples: Batch
+    chunk_rows: int
+    seed: int
+    holdout: float
+    features: int = 64
+    classes: int = 10
+
+    @property
+    def chunks(self) -> int:
+        """How many chunks there are; the last one may be smaller."""
+        return -(-len(self.examples) // self.chunk_rows)
+
+    def read(self, chunk: int, part: Part) -> Batch:
+        """See `Source.read`."""
+        if not 0 <= chunk < self.chunks:
+            raise IndexError(f"chunk {chunk} of digits, which has {self.chunks}")
+        start = chunk * self.chunk_rows
+        count = min(self.chunk_rows, len(self.examples) - start)
+        rows = rows_of(part, count, seed=self.seed, chunk=chunk, holdout=self.holdout)
+        return self.examples.take(start + rows)
+
+
+def open_digits(data: DataSettings, *, seed: int, holdout: float) -> DigitsSource:
+    """Load the digits, pixels scaled to 0..1. Raises DataError if scikit-learn is not installed."""
+    try:
+        from sklearn.datasets import load_digits  # noqa: PLC0415 - optional, and slow to import
+    except ImportError as error:
+        raise DataError("digits", None, "needs scikit-learn; pip install 'asyncps[digits]'") from error
+    pixels, labels = load_digits(return_X_y=True)
+    examples = Batch(np.ascontiguousarray(pixels / 16, np.float32), labels.astype(np.int64))
+    return DigitsSource(examples, data.chunk_rows, seed, holdout)

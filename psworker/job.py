@@ -1,0 +1,385 @@
+"""The job file: what to train, on which data, and how.
+
+A job is TOML with the sections [job], [model], [data], [train], [optimizer] and [eval], its keys in
+kebab-case. The same sections as canonical JSON are what workers compare through the server: two
+workers have the same job if and only if their texts are equal.
+"""
+
+import difflib
+import json
+import math
+import re
+import reprlib
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from psworker.errors import JobError
+
+Value: TypeAlias = "bool | int | float | str | tuple[Value, ...]"
+Settings: TypeAlias = tuple[tuple[str, Value], ...]
+"""Open-ended settings, sorted by name; names are in snake_case, as Python takes them."""
+
+_Section: TypeAlias = dict[str, Any]
+_Parser: TypeAlias = Callable[[object], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """`kind` is a built-in model or "package.module:Class"; `settings` go to its constructor."""
+
+    kind: str
+    settings: Settings = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DataSettings:
+    """Where the examples are and how to read them.
+
+    `chunk_rows` is the aimed-at rows per chunk, the unit that workers lease. `columns` (CSV) are the
+    features, empty for all but the target. `classes` (CSV, libsvm) are the labels as written, in
+    order of class index, empty if labels are numbers. `dimensions` (libsvm) is the number of features.
+    """
+
+    source: str = "digits"
+    target: str = "label"
+    chunk_rows: int = 512
+    columns: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    dimensions: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSettings:
+    """How to train. `staleness` is 0 (synchronous) or `math.inf` (asynchronous).
+
+    The job starts when `workers` workers have joined.
+    """
+
+    epochs: int = 5
+    batch_size: int = 64
+    staleness: float = math.inf
+    workers: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerSettings:
+    """The server's optimizer; it checks `name` and `settings` itself."""
+
+    name: str = "sgd"
+    settings: Settings = (("lr", 0.1),)
+
+
+@dataclass(frozen=True, slots=True)
+class EvalSettings:
+    """Evaluate after each `every` epochs (0: never) on the fraction `holdout` of the rows."""
+
+    every: int = 1
+    holdout: float = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A whole job; all the workers of a job have an equal one."""
+
+    model: ModelSettings
+    name: str = "default"
+    seed: int = 0
+    data: DataSettings = DataSettings()
+    train: TrainSettings = TrainSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    eval: EvalSettings = EvalSettings()
+
+
+def load_job(path: Path | None, overrides: Sequence[str]) -> Job:
+    """Read a job file (None: the built-in demo) and apply `section.key=value` overrides in order.
+
+    An override's value is read as TOML, and as plain text where it is not TOML.
+    Raises JobError for anything that cannot be used.
+    """
+    document = _demo() if path is None else _read(path)
+    for override in overrides:
+        _override(document, override)
+    return _job(document)
+
+
+def job_to_json(job: Job) -> str:
+    """The canonical text of a job: equal jobs give equal texts, `job_from_json` gives it back."""
+    document = {
+        "job": {"name": job.name, "seed": job.seed},
+        "model": {"kind": job.model.kind, **_kebab(job.model.settings)},
+        "data": {
+            "source": job.data.source,
+            "target": job.data.target,
+            "chunk-rows": job.data.chunk_rows,
+            "columns": job.data.columns,
+            "classes": job.data.classes,
+            **({} if job.data.dimensions is None else {"dimensions": job.data.dimensions}),
+        },
+        "train": {
+            "epochs": job.train.epochs,
+            "batch-size": job.train.batch_size,
+            "staleness": "inf" if math.isinf(job.train.staleness) else int(job.train.staleness),
+            "workers": job.train.workers,
+        },
+        "optimizer": {"name": job.optimizer.name, **_kebab(job.optimizer.settings)},
+        "eval": {
+            "every": f"{job.eval.every} epochs" if job.eval.every else "never",
+            "holdout": job.eval.holdout,
+        },
+    }
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def job_from_json(text: str) -> Job:
+    """The job that `job_to_json` wrote. Raises JobError if the text is not such a job."""
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise JobError(f"the job is not valid JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise JobError(f"the job is {_show(document)}; expected a JSON object of sections")
+    return _job(document)
+
+
+def difference(a: str, b: str) -> str:
+    """Name the first key that differs between two canonical jobs, and its value in `a` and in `b`.
+
+    Either may come from another version of this program, so nothing is assumed of their shape.
+    """
+    left, right = _flat(a), _flat(b)
+    for key in sorted(left.keys() | right.keys()):
+        mine, other = left.get(key, "absent"), right.get(key, "absent")
+        if mine != other:
+            return f"{key} is {mine} in one and {other} in the other"
+    return "the texts differ, but not in the value of any key"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: '; did you mean "epochs"?', or what is known."""
+    names = sorted(known)
+    match = difflib.get_close_matches(name, names, n=1)
+    if match:
+        return f'; did you mean "{match[0]}"?'
+    return f"; known: {', '.join(names)}" if names else "; there are none"
+
+
+def _demo() -> dict[str, _Section]:
+    # 225 rows a chunk cut the 1797 digits into 8 even chunks, so that 2, 4 or 8 workers have equal
+    # shares.
+    return {
+        "job": {"name": "digits"},
+        "model": {"kind": "softmax"},
+        "data": {"source": "digits", "chunk-rows": 225},
+        "train": {"epochs": 60, "staleness": 0},
+        "optimizer": {"name": "sgd", "lr": 1.0},
+        "eval": {"every": "5 epochs"},
+    }
+
+
+def _read(path: Path) -> dict[str, _Section]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise JobError(f"cannot read the job file {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise JobError(f"the job file {path} is not UTF-8: {error}; save it as UTF-8") from error
+    except ValueError as error:  # TOMLDecodeError, or an integer of more digits than Python reads
+        raise JobError(f"the job file {path} is not TOML: {error}") from error
+
+
+def _override(document: dict[str, _Section], override: str) -> None:
+    name, equals, value = override.partition("=")
+    section, dot, key = name.strip().partition(".")
+    if not (equals and dot and section and key):
+        raise JobError(f'cannot set "{override}"; expected section.key=value, as in train.epochs=3')
+    table = document.setdefault(section, {})
+    if not isinstance(table, dict):
+        raise JobError(f"{section} is {_show(table)}; expected a section [{section}]")
+    table[key] = _toml_value(value.strip())
+
+
+def _toml_value(text: str) -> object:
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except ValueError:
+        return text
+    # More keys than the one mean that the text had lines of its own: it is no value.
+    return parsed["value"] if parsed.keys() == {"value"} else text
+
+
+def _job(document: Mapping[str, object]) -> Job:
+    for name, table in document.items():
+        if name not in _KEYS:
+            raise JobError(f"there is no section [{name}]{nearest(name, _KEYS)}")
+        if not isinstance(table, dict):
+            raise JobError(f"{name} is {_show(table)}; expected a section [{name}]")
+    closed = {name: _closed(name, document) for name in ("job", "data", "train", "eval")}
+    model, model_settings = _open("model", document)
+    optimizer, optimizer_settings = _open("optimizer", document)
+    if "kind" not in model:
+        raise JobError('[model] has no key "kind"; set it, for instance kind = "softmax"')
+    data = DataSettings(**closed["data"])
+    if data.target in data.columns:
+        raise JobError(f'[data] columns has the target "{data.target}"; take it out of columns')
+    return Job(
+        **closed["job"],
+        model=ModelSettings(model["kind"], model_settings),
+        data=data,
+        train=TrainSettings(**closed["train"]),
+        optimizer=(
+            OptimizerSettings(optimizer["name"], optimizer_settings)
+            if "name" in optimizer
+            else OptimizerSettings(settings=optimizer_settings or OptimizerSettings().settings)
+        ),
+        eval=EvalSettings(**closed["eval"]),
+    )
+
+
+def _closed(section: str, document: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a section that has these keys and no others."""
+    known = _KEYS[section]
+    table: _Section = document.get(section, {})
+    for key in table:
+        if key not in known:
+            raise JobError(f'[{section}] has no key "{key}"{nearest(key, known)}')
+    return {key.replace("-", "_"): _parse(section, key, value, known[key]) for key, value in table.items()}
+
+
+def _open(section: str, document: Mapping[str, Any]) -> tuple[dict[str, Any], Settings]:
+    """The known keys of a section, and the rest of it as settings for someone else to check."""
+    known = _KEYS[section]
+    table: _Section = document.get(section, {})
+    mine = {key: _parse(section, key, table[key], known[key]) for key in known if key in table}
+    rest: dict[str, Value] = {}
+    for key in table.keys() - known.keys():
+        if "_" in key:
+            kebab = key.replace("_", "-")
+            raise JobError(f'[{section}] has no key "{key}"; keys are written "{kebab}"')
+        rest[key.replace("-", "_")] = _parse(section, key, table[key], _setting)
+    return mine, tuple(sorted(rest.items()))
+
+
+def _parse(section: str, key: str, value: object, parser: _Parser) -> Any:
+    try:
+        return parser(value)
+    except ValueError as error:
+        raise JobError(f"[{section}] {key} = {_show(value)}; expected {error}") from error
+
+
+# Parsers of one value. What they raise says what was expected; `_parse` adds where and what it was.
+
+
+def _integer(low: int, high: int = 2**63 - 1) -> _Parser:
+    expected = f"a whole number from {low} to {high}" if low != 1 else "a whole number, at least 1"
+
+    def parse(value: object) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise ValueError(expected)
+        return value
+
+    return parse
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError("a text that is not empty and has no NUL character")
+    return value
+
+
+def _job_name(value: object) -> str:
+    text = _text(value)
+    if len(text) > 128 or not text.isprintable() or "/" in text or ".." in text:
+        raise ValueError('at most 128 printable characters without "/" and ".."')
+    return text
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ValueError('a list of texts, as in ["a", "b"]')
+    if len(set(value)) != len(value):
+        raise ValueError("a list without repetitions")
+    return tuple(value)
+
+
+def _staleness(value: object) -> float:
+    if isinstance(value, bool) or value not in (0, "inf", math.inf):
+        raise ValueError(
+            '0 (synchronous) or "inf" (asynchronous); a bounded staleness of k steps does not exist yet'
+        )
+    return math.inf if value else 0.0
+
+
+def _every(value: object) -> int:
+    if (value == 0 and not isinstance(value, bool)) or value == "never":
+        return 0
+    match = re.fullmatch(r"([1-9][0-9]{0,8}) epochs?", value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError('"1 epoch", "3 epochs" or "never"')
+    return int(match[1])
+
+
+def _holdout(value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1:
+        raise ValueError("a number from 0 up to, but not including, 1")
+    return float(value)
+
+
+def _setting(value: object) -> Value:
+    if isinstance(value, list):
+        return tuple(_setting(item) for item in value)
+    if isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    raise ValueError("a finite number, a text, true, false, or a list of these")
+
+
+_KEYS: dict[str, dict[str, _Parser]] = {
+    "job": {"name": _job_name, "seed": _integer(0)},
+    "model": {"kind": _text},
+    "data": {
+        "source": _text,
+        "target": _text,
+        "chunk-rows": _integer(1),
+        "columns": _texts,
+        "classes": _texts,
+        "dimensions": _integer(1),
+    },
+    "train": {
+        "epochs": _integer(1),
+        "batch-size": _integer(1),
+        "staleness": _staleness,
+        "workers": _integer(1),
+    },
+    "optimizer": {"name": _text},
+    "eval": {"every": _every, "holdout": _holdout},
+}
+
+
+def _kebab(settings: Settings) -> dict[str, Value]:
+    return {key.replace("_", "-"): value for key, value in settings}
+
+
+def _flat(text: str) -> dict[str, str]:
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        return {"the whole text": _show(text)}
+    if not isinstance(document, dict):
+        return {"the whole text": _show(document)}
+    flat = {}
+    for section, table in document.items():
+        if isinstance(table, dict):
+            flat.update({f"[{section}] {key}": _show(value) for key, value in table.items()})
+        else:
+            flat[f"[{section}]"] = _show(table)
+    return flat
+
+
+def _show(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str) and len(value) <= 80:
+        return json.dumps(value, ensure_ascii=False)  # quotes, and escapes control characters
+    return reprlib.repr(value)

@@ -1,0 +1,51 @@
+"""What a worker counts, for Prometheus."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final, Literal
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+)
+
+__all__ = ["Phase", "WorkerMetrics"]
+
+Phase = Literal["data", "pull", "compute", "push"]
+
+_SECONDS: Final = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+
+
+class WorkerMetrics:
+    """Counters of one worker, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.examples = Counter("psworker_examples", "Training examples processed.", registry=self.registry)
+        self.steps = Counter("psworker_steps", "Mini-batches processed.", registry=self.registry)
+        self.loss = Gauge("psworker_loss", "Loss of the latest mini-batch.", registry=self.registry)
+        self._step = Histogram(
+            "psworker_step_seconds",
+            "Time that the training loop spends on, or waits for, each phase of a step.",
+            ["phase"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+
+    @contextmanager
+    def phase(self, phase: Phase) -> Iterator[None]:
+        """Time a phase."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._step.labels(phase).observe(time.perf_counter() - began)

@@ -1,0 +1,142 @@
+"""The client without ``await``, for notebooks and training loops. An event loop runs in a thread of its own.
+
+with connect("127.0.0.1:7070", job="demo") as ps:
+    ps.create("w", np.zeros((784, 10), np.float32), optimizer=SGD(lr=0.1))
+    new = ps.push_pull({"w": gradient})
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar, overload
+
+import numpy.typing as npt
+
+from protocol.messages import TensorInfo
+from protocol.optimizers import Optimizer
+from psworker import client
+
+__all__ = ["SyncClient", "connect"]
+
+Array = npt.NDArray[Any]
+T = TypeVar("T")
+
+
+class _Loop:
+    """An event loop in a daemon thread."""
+
+    def __init__(self) -> None:
+        try:
+            import uvloop  # noqa: PLC0415 (absent on some platforms)
+        except ImportError:
+            self.loop = asyncio.new_event_loop()
+        else:
+            self.loop = uvloop.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, name="asyncps", daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run ``work`` and return its result; an interrupt in the caller's thread cancels it."""
+        future = asyncio.run_coroutine_threadsafe(work, self.loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def close(self) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+        self.loop.close()
+
+
+@contextmanager
+def connect(
+    address: str,
+    job: str = "default",
+    *,
+    name: str | None = None,
+    staleness: float | None = None,
+    workers: int | None = None,
+    observe: bool = False,
+    reconnect_for: float = 5.0,
+) -> Iterator[SyncClient]:
+    """Join a job of a cluster; arguments and errors are those of ``psworker.client.connect``."""
+    loop = _Loop()
+    try:
+        context = client.connect(
+            address,
+            job,
+            name=name,
+            staleness=staleness,
+            workers=workers,
+            observe=observe,
+            reconnect_for=reconnect_for,
+        )
+        made = loop.run(context.__aenter__())
+        try:
+            yield SyncClient(made, loop)
+        finally:
+            loop.run(context.__aexit__(None, None, None))
+    finally:
+        loop.close()
+
+
+class SyncClient:
+    """``psworker.client.Client`` without ``await``; see there."""
+
+    def __init__(self, made: client.Client, loop: _Loop) -> None:
+        self._client = made
+        self._loop = loop
+
+    @property
+    def name(self) -> str:
+        """This worker's name; "" for an observer."""
+        return self._client.name
+
+    @property
+    def staleness(self) -> float:
+        """The job's, 0 or ``math.inf``."""
+        return self._client.staleness
+
+    @property
+    def clock(self) -> int:
+        """The step that this worker is in, from 0."""
+        return self._client.clock
+
+    def create(self, name: str, value: npt.ArrayLike, optimizer: Optimizer | None = None) -> None:
+        """Make a dense tensor with initial ``value``, or find that it exists."""
+        self._loop.run(self._client.create(name, value, optimizer))
+
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Return what all tensors of the job are, by name."""
+        return self._loop.run(self._client.tensors())
+
+    @overload
+    def pull(self, names: str) -> Array: ...  # type: ignore[overload-overlap]
+    @overload
+    def pull(self, names: Iterable[str]) -> dict[str, Array]: ...
+    def pull(self, names: str | Iterable[str]) -> Array | dict[str, Array]:
+        """Return the current values of one tensor, or of several by name, as read-only arrays."""
+        return self._loop.run(self._client.pull(names))
+
+    def push(self, gradients: Mapping[str, npt.ArrayLike], *, weight: float = 1.0) -> None:
+        """Have the server's optimizer apply ``gradients``."""
+        self._loop.run(self._client.push(gradients, weight=weight))
+
+    def push_pull(
+        self,
+        gradients: Mapping[str, npt.ArrayLike],
+        names: Iterable[str] | None = None,
+        *,
+        weight: float = 1.0,
+    ) -> dict[str, Array]:
+        """Push, end this worker's step, and return the new values."""
+        return self._loop.run(self._client.push_pull(gradients, names, weight=weight))
+
+    def step(self) -> None:
+        """End this worker's step; at staleness 0, wait for the others."""
+        self._loop.run(self._client.step())

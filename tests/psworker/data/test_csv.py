@@ -1,0 +1,203 @@
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from psworker.data import Batch, Source, open_source
+from psworker.errors import DataError
+from psworker.job import DataSettings
+
+
+def source(tmp_path: Path, text: str, *, holdout: float = 0.0, **data: object) -> Source:
+    path = tmp_path / "a.csv"
+    path.write_bytes(text.encode())
+    return open_source(DataSettings(source=str(path), **data), seed=0, holdout=holdout)  # type: ignore[arg-type]
+
+
+def read_all(opened: Source) -> Batch:
+    batches = [opened.read(chunk, "train") for chunk in range(opened.chunks)]
+    x, y = np.concatenate([b.x for b in batches]), np.concatenate([b.y for b in batches])
+    return Batch(x, y)
+
+
+def test_numbers_are_read_as_float32(tmp_path: Path) -> None:
+    opened = source(tmp_path, "a,label,b\n1,0, 2.5\n-3e2,1,.5\n")
+    batch = opened.read(0, "train")
+    assert (opened.features, opened.classes) == (2, None)
+    np.testing.assert_array_equal(batch.x, [[1, 2.5], [-300, 0.5]])
+    np.testing.assert_array_equal(batch.y, [0, 1])
+    assert batch.x.dtype == np.float32
+    assert batch.y.dtype == np.float32
+    assert batch.x.flags.c_contiguous
+
+
+def test_classes_map_the_text_of_labels_to_indices(tmp_path: Path) -> None:
+    text = 'a,label\n1,cat\n2, dog\n3,"cat"\n4,été\n'
+    opened = source(tmp_path, text, classes=("dog", "cat", "été"))
+    batch = opened.read(0, "train")
+    assert opened.classes == 3
+    assert batch.y.tolist() == [1, 0, 1, 2]
+    assert batch.y.dtype == np.int64
+
+
+def test_columns_select_and_order_the_features(tmp_path: Path) -> None:
+    opened = source(tmp_path, "id,a,b,label\nx7,1,2,3\n", columns=("b", "a"))
+    np.testing.assert_array_equal(opened.read(0, "train").x, [[2, 1]])
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_separators_and_line_ends(tmp_path: Path, separator: str, end: str) -> None:
+    text = "\ufeff" + "a,b,label!1,2,3!!4,5,6".replace(",", separator).replace("!", end)
+    batch = source(tmp_path, text).read(0, "train")
+    np.testing.assert_array_equal(batch.x, [[1, 2], [4, 5]])
+    np.testing.assert_array_equal(batch.y, [3, 6])
+
+
+def test_quoted_fields_may_hold_separators_and_quotes(tmp_path: Path) -> None:
+    text = '"a, really",b,label\n"1",2,"x ""y"", z"\n'
+    opened = source(tmp_path, text, columns=("a, really", "b"), classes=('x "y", z',))
+    batch = opened.read(0, "train")
+    np.testing.assert_array_equal(batch.x, [[1, 2]])
+    assert batch.y.tolist() == [0]
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 3, 7, 1000])
+def test_chunks_and_parts_are_all_rows_once(tmp_path: Path, chunk_rows: int) -> None:
+    rows = [(i, i / 8, i % 3) for i in range(200)]
+    text = "a,b,label\n" + "".join(f"{a},{b},{c}\n" for a, b, c in rows)
+    opened = source(tmp_path, text, chunk_rows=chunk_rows, holdout=0.3)
+    pieces = [opened.read(c, part) for c in range(opened.chunks) for part in ("train", "holdout")]
+    found = np.concatenate([np.column_stack([piece.x, piece.y]) for piece in pieces])
+    np.testing.assert_array_equal(found[found[:, 0].argsort()], np.array(rows, np.float32))
+
+
+number = st.floats(-1e6, 1e6, width=32).map(repr) | st.integers(-99, 99).map(str)
+table = st.lists(st.tuples(number, number, number), min_size=1, max_size=20)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(table, st.booleans())
+def test_the_same_numbers_as_the_csv_module_reads(
+    tmp_path: Path, rows: list[tuple[str, str, str]], quote: bool
+) -> None:
+    with open(tmp_path / "b.csv", "w", newline="") as file:
+        writer = csv.writer(file, quoting=csv.QUOTE_ALL if quote else csv.QUOTE_MINIMAL)
+        writer.writerows([("a", "b", "label"), *rows])
+    opened = open_source(DataSettings(source=str(tmp_path / "b.csv"), chunk_rows=4), seed=0, holdout=0.0)
+    batch = read_all(opened)
+    expected = np.array([[float(cell) for cell in row] for row in rows]).astype(np.float32)
+    np.testing.assert_array_equal(np.column_stack([batch.x, batch.y]), expected)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("abc,2,3", '"abc" in column "a" is not a number; list the numeric columns in [data] columns'),
+        ("1,2,cat", '"cat" in column "label" is not a number; list the labels in [data] classes'),
+        ("1,,3", 'no value in column "b"'),
+        ("1,  ,3", 'no value in column "b"'),
+        ("1,2,", 'no value in column "label"'),
+        ("1,2", "the row has 2 values, the header 3"),
+        ("1,2,3,4", "the row has 4 values, the header 3"),
+        ("1,nan,3", '"nan" in column "b" is not finite'),
+        ("1,-inf,3", '"-inf" in column "b" is not finite'),
+        ("1,1e39,3", '"1e39" in column "b" is too large for float32'),
+        ("1_0,2,3", '"1_0" in column "a" is not a number'),
+        ("\u0661,2,3", 'in column "a" is not a number'),
+        ("1\x00,2,3", 'in column "a" is not a number'),
+        ('"1,2,3', "cannot be split into fields (unexpected end of data)"),
+        ('x"y,"2,3', "cannot be split into fields"),
+        ("1\r2,2,3", "cannot be split into fields"),
+    ],
+)
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_bad_row_is_named_by_its_true_line(tmp_path: Path, row: str, message: str, end: str) -> None:
+    good = f"1,2,3{end}" * 50
+    text = f"a,b,label{end}{end}{good}{end}{row}{end}{good}bad,2,3{end}"
+    opened = source(tmp_path, text, chunk_rows=9)
+    with pytest.raises(DataError) as caught:
+        read_all(opened)
+    assert message in str(caught.value)
+    assert caught.value.line == 54
+    assert caught.value.path.endswith("a.csv")
+
+
+def test_a_label_that_is_in_no_class(tmp_path: Path) -> None:
+    opened = source(tmp_path, "a,label\n1,cat\n2,cow\n", classes=("cat", "crow"))
+    with pytest.raises(DataError, match=r'line 3: "cow" in column "label" is not in .* did you mean "crow"'):
+        opened.read(0, "train")
+
+
+def test_only_the_part_that_is_asked_for_is_parsed(tmp_path: Path) -> None:
+    text = "a,label\n" + "".join(f"{i},0\n" for i in range(40))
+    whole = source(tmp_path, text, holdout=0.5)
+    held_out = int(whole.read(0, "holdout").x[0, 0])
+    broken = source(tmp_path, text.replace(f"\n{held_out},0\n", "\nbad,0\n"), holdout=0.5)
+    broken.read(0, "train")
+    with pytest.raises(DataError, match=f"line {held_out + 2}"):
+        broken.read(0, "holdout")
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "message"),
+    [
+        ("", (), "line 1: the header is missing"),
+        ("a,label\n", (), "no rows"),
+        ("a,lable\n1,2\n", (), 'no column "label", which [data] target names; did you mean "lable"?'),
+        ("a,label\n1,2\n", ("b",), 'no column "b", which [data] columns names'),
+        ("a,a,label\n1,2,3\n", (), 'two columns are named "a"'),
+        (",a,label\n1,2,3\n", (), "a column has no name"),
+        ("label\n1\n", (), "no column but the target"),
+        ('"a,label\n1,2\n', (), "line 1: cannot be split into fields"),
+        ("a\rb,label\n1,2\n", (), "line 1: cannot be split into fields"),
+    ],
+)
+def test_a_file_that_cannot_be_opened(
+    tmp_path: Path, text: str, columns: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(DataError) as caught:
+        source(tmp_path, text, columns=columns)
+    assert message in str(caught.value)
+
+
+def test_columns_that_are_not_used_may_repeat_or_be_nameless(tmp_path: Path) -> None:
+    opened = source(tmp_path, ",,a,label\nx,y,1,2\n", columns=("a",))
+    np.testing.assert_array_equal(opened.read(0, "train").x, [[1]])
+
+
+def test_no_such_file() -> None:
+    with pytest.raises(DataError, match=r"none\.csv: No such file"):
+        open_source(DataSettings(source="none.csv"), seed=0, holdout=0.0)
+
+
+MEASURE = """
+import re, sys
+from pathlib import Path
+from psworker.data import open_source
+from psworker.job import DataSettings
+source = open_source(DataSettings(source=sys.argv[1], chunk_rows=10**9), seed=0, holdout=0.0)
+rows = sum(len(source.read(chunk, "train")) for chunk in (0, 1, source.chunks - 1))
+# Not getrusage: its maximum is inherited from the process that started this one.
+print(rows, int(re.search(r"VmHWM:\\s+([0-9]+)", Path("/proc/self/status").read_text())[1]) // 1024)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+@pytest.mark.parametrize("row", [b"1,2\n", b"0.123456,-1.234567\n", b"1," * 500 + b"1\n"])
+def test_a_chunk_of_a_2_gb_file_takes_little_memory(tmp_path: Path, row: bytes) -> None:
+    path = tmp_path / "big.csv"
+    block = row * ((17 << 20) // len(row))
+    with open(path, "wb") as file:
+        file.write(b",".join(b"a%d" % i for i in range(row.count(b","))) + b",label\n" + block)
+        file.seek(2_000_000_000)  # a hole that takes no disk; it is in none of the chunks read
+        file.write(b"\n" + block)
+    command = [sys.executable, "-c", MEASURE, str(path)]
+    rows, megabytes = subprocess.run(command, capture_output=True, check=True, text=True).stdout.split()
+    assert int(rows) * len(row) > 4 << 20
+    assert int(megabytes) < 150

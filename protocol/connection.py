@@ -26,6 +26,7 @@ from protocol.errors import (
 )
 from protocol.frames import DIRECT, MAX_HEADER, FrameReader, Head, Segment, encode_prelude
 from protocol.messages import (
+    Empty,
     Header,
     Reply,
     Request,
@@ -47,6 +48,10 @@ _JOINED: Final = DIRECT
 
 _QUEUED: Final = 64 * 1024 * 1024
 """A server reads no further requests from a peer while this many bytes wait to be sent to it."""
+
+
+_UNASKED: Final = 64 * 1024 * 1024
+"""Bytes accepted of a reply whose size the asker does not know beforehand, such as a status."""
 
 
 class Handler(Protocol):
@@ -108,16 +113,6 @@ class _Pending:
     into: Sequence[Array] | None
 
 
-@dataclass(slots=True)
-class _Incoming:
-    """The frame whose payload is arriving: either a request or a reply, or ``message`` None: refused."""
-
-    request_id: int
-    message: Any
-    arrays: Sequence[Array]
-    pending: _Pending | None
-
-
 class Connection(asyncio.BufferedProtocol):
     """One TCP connection.
 
@@ -148,7 +143,11 @@ class Connection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._ids = itertools.count(1)
         self._pending: dict[int, _Pending] = {}
-        self._incoming: _Incoming | None = None
+        # The frame whose payload is arriving: a request, or the reply to ``_arriving_for``. None: refused.
+        self._arriving: Any = None
+        self._arriving_id = 0
+        self._arriving_arrays: Sequence[Array] = ()
+        self._arriving_for: _Pending | None = None
         self._writable: asyncio.Future[None] | None = None
         self._ended: asyncio.Future[None] | None = None
         self._error: PSError | None = None  # why no more requests can be sent
@@ -159,6 +158,9 @@ class Connection(asyncio.BufferedProtocol):
         self, request: Request, arrays: Sequence[Array] = (), into: Sequence[Array] | None = None
     ) -> tuple[Any, Sequence[Array]]:
         """Send a request and return its reply and the arrays that came with it.
+
+        A request that was cancelled may still be under way: its ``arrays`` may yet be read, and ``into``
+        written, until the connection has ended.
 
         Args:
             request: the request; its ``tensors`` must describe ``arrays``.
@@ -234,18 +236,8 @@ class Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Act on ``nbytes`` new bytes."""
         self._traffic.received += nbytes
-        reader = self._reader
-        reader.received(nbytes)
-        try:
-            while (event := reader.next_event()) is not None:
-                if type(event) is Head:
-                    self._begin(event)
-                else:
-                    self._complete()
-                if self._error is not None:
-                    return
-        except WireError as error:
-            self._reject(error)
+        self._reader.received(nbytes)
+        self._process()
 
     def eof_received(self) -> bool:
         """Close: a peer that sends no more takes no replies either."""
@@ -255,6 +247,7 @@ class Connection(asyncio.BufferedProtocol):
         """Fail what is pending."""
         reason = ConnectionLost(f"the connection to {self.peer} ended" + (f": {exc}" if exc else ""))
         self._end(reason)
+        self._transport = None  # asyncio's own raises when it is aborted once more
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(None)
         self._handler.lost(self)
@@ -269,9 +262,26 @@ class Connection(asyncio.BufferedProtocol):
         """Go on."""
         self._release_writers()
         if self._server and self._transport is not None:
-            self._transport.resume_reading()
+            self._process()
+            if self._writable is None and self._error is None:
+                self._transport.resume_reading()
 
     # --- receiving
+
+    def _process(self) -> None:
+        """Act on what has arrived, up to where a server's peer must first read its replies."""
+        reader = self._reader
+        try:
+            while self._error is None and not (self._server and self._writable is not None):
+                event = reader.next_event()
+                if event is None:
+                    return
+                if type(event) is Head:
+                    self._begin(event)
+                else:
+                    self._complete()
+        except WireError as error:
+            self._reject(error)
 
     def _begin(self, head: Head) -> None:
         """Decide where the payload of the frame goes whose header has arrived."""
@@ -281,11 +291,13 @@ class Connection(asyncio.BufferedProtocol):
         try:
             header = decode_header(head.header)
             request_id, op = header.id, header.op
-            if op in ("ok", "error"):
+            if op == "error" and request_id == 0:
+                self.close(decode_reply(header, Empty))  # it belongs to no request, hence to all
+            elif op in ("ok", "error"):
                 pending = self._pending.get(request_id)
-                if pending is None:
-                    op = ""  # a reply that nobody waits for any more
-                else:
+                if pending is not None and pending.future.done():
+                    pending = None  # its arrays are the caller's again
+                if pending is not None:
                     message, arrays = self._begin_reply(header, pending, head.payload)
             else:
                 message = decode_request(header)
@@ -297,7 +309,8 @@ class Connection(asyncio.BufferedProtocol):
             else:
                 self.fail(request_id, op, error)
             pending, message, arrays = None, None, ()
-        self._incoming = _Incoming(request_id, message, arrays, pending)
+        self._arriving, self._arriving_id = message, request_id
+        self._arriving_arrays, self._arriving_for = arrays, pending
         if head.payload:
             into: Sequence[Segment] = segments(arrays) if arrays else (head.payload,)
             self._reader.receive_into(into)
@@ -311,28 +324,29 @@ class Connection(asyncio.BufferedProtocol):
         arrays = pending.into
         if arrays is None:
             sizes = payload_length(part.nbytes for part in parts)
-            if sizes != payload:
+            if sizes != payload or payload > _UNASKED:
                 raise BadTensor("the payload is not what the header says", field="payload", value=payload)
             arrays = [np.empty(part.elements, DTYPES[part.dtype]) for part in parts]
-        elif [(p.elements, DTYPES[p.dtype]) for p in parts] != [(a.size, a.dtype) for a in arrays]:
+        elif not _match(parts, arrays):
             raise BadTensor("the reply holds other tensors than asked for", field="tensors", value=parts)
         self._check_length(arrays, payload)
         return message, arrays
 
     def _check_length(self, arrays: Sequence[Array], payload: int) -> None:
-        expected = payload_length(array.nbytes for array in arrays)
-        if expected != payload:
+        if _length(arrays) != payload:
+            expected = _length(arrays)
             raise BadTensor(f"the tensors named have {expected} bytes", field="payload length", value=payload)
 
     def _complete(self) -> None:
         """Act on a frame that has arrived in full."""
-        incoming, self._incoming = self._incoming, None
-        if incoming is None or incoming.message is None:
+        message, arrays, pending = self._arriving, self._arriving_arrays, self._arriving_for
+        self._arriving, self._arriving_arrays, self._arriving_for = None, (), None
+        if message is None:
             return
-        if incoming.pending is not None:
-            self._settle(incoming.pending, incoming.message, incoming.arrays)
+        if pending is not None:
+            self._settle(pending, message, arrays)
         else:
-            self._handler.handle(self, incoming.request_id, incoming.message, incoming.arrays)
+            self._handler.handle(self, self._arriving_id, message, arrays)
 
     @staticmethod
     def _settle(pending: _Pending, message: Any, arrays: Sequence[Array] = ()) -> None:
@@ -365,7 +379,7 @@ class Connection(asyncio.BufferedProtocol):
             transport.write(frame)
             self._traffic.sent += len(frame)
             return
-        payload = payload_length(array.nbytes for array in arrays)
+        payload = _length(arrays)
         prelude = encode_prelude(len(header), payload)
         self._traffic.sent += len(prelude) + len(header) + payload
         if payload <= _JOINED:
@@ -387,6 +401,21 @@ class Connection(asyncio.BufferedProtocol):
         if self._writable is not None and not self._writable.done():
             self._writable.set_result(None)
         self._writable = None
+
+
+def _length(arrays: Sequence[Array]) -> int:
+    if len(arrays) == 1:
+        return arrays[0].nbytes
+    return payload_length([array.nbytes for array in arrays])
+
+
+def _match(parts: Sequence[Part], arrays: Sequence[Array]) -> bool:
+    if len(parts) != len(arrays):
+        return False
+    for part, array in zip(parts, arrays, strict=True):
+        if part.elements != array.size or DTYPES[part.dtype] != array.dtype:
+            return False
+    return True
 
 
 async def dial(

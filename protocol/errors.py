@@ -24,7 +24,8 @@ PSError
 
 from __future__ import annotations
 
-from typing import ClassVar
+import reprlib
+from typing import ClassVar, Final
 
 __all__ = [
     "BadFrame",
@@ -51,12 +52,16 @@ __all__ = [
     "shorten",
 ]
 
-_LONGEST_VALUE = 120
+_LONGEST_VALUE: Final = 120
+
+_SHORT: Final = reprlib.Repr()  # a peer's value may be nested deeper than repr() can follow
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 32
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = _LONGEST_VALUE
 
 
 def shorten(value: object) -> str:
     """Return a printable form of ``value`` that is safe to log: escaped, at most 120 characters."""
-    text = value if isinstance(value, str) else repr(value)
+    text = value if isinstance(value, str) else _SHORT.repr(value)
     text = text.encode("unicode_escape").decode("ascii")
     return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 import dataclasses
 import types
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Annotated, Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from protocol.errors import BadRequest
+from protocol.errors import BadRequest, shorten
 
 __all__ = ["Name", "Positive", "array_decoder", "array_encoder", "decoder", "encoder"]
 
@@ -23,6 +24,11 @@ _MAX_INT: Final = (1 << 63) - 1
 Decode = Callable[[Any, str], Any]
 Encode = Callable[[Any], Any]
 T = TypeVar("T")
+
+_ABSENT: Final = object()
+_REQUIRED: Final = dataclasses.MISSING
+_REMEMBERED: Final = 4096
+"""Values kept of each class with ``recurs``: what comes again in each step is checked once."""
 
 
 def _check_name(value: object, field: str) -> None:
@@ -126,11 +132,20 @@ def array_decoder(cls: type) -> Decode:
     """Return a function that makes a ``cls`` of the array of its fields, or raises ``BadRequest``."""
     decoders = _field_decoders(cls)
 
+    def make(*items: Any) -> Any:
+        return cls(*[inner(item, name) for (name, inner), item in zip(decoders, items, strict=True)])
+
+    # Typed, for 1 == True == 1.0. What is refused is not remembered.
+    remembered = lru_cache(_REMEMBERED, typed=True)(make) if getattr(cls, "recurs", False) else make
+
     def decode(value: Any, field: str) -> Any:
         if type(value) is not list or len(value) != len(decoders):
             names = ", ".join(name for name, _ in decoders)
             raise BadRequest(f"expected an array of {names}", field=field, value=value)
-        return cls(*[inner(item, name) for (name, inner), item in zip(decoders, value, strict=True)])
+        try:
+            return remembered(*value)
+        except TypeError:  # an unhashable item, so one of a wrong type: let its decoder say so
+            return make(*value)
 
     return decode
 
@@ -141,20 +156,23 @@ def decoder(cls: type[T]) -> Callable[[dict[str, Any]], T]:
     The map is consumed: what is left in it afterwards were unknown fields, and is refused too.
     """
     fields = [
-        (name, inner, f.default is dataclasses.MISSING)
+        (name, inner, f.default)
         for (name, inner), f in zip(_field_decoders(cls), dataclasses.fields(cls), strict=True)  # type: ignore[arg-type]
     ]
 
     def decode(source: dict[str, Any]) -> T:
-        found = {}
-        for name, inner, required in fields:
-            if name in source:
-                found[name] = inner(source.pop(name), name)
-            elif required:
+        found = []
+        for name, inner, default in fields:
+            value = source.pop(name, _ABSENT)
+            if value is not _ABSENT:
+                found.append(inner(value, name))
+            elif default is not _REQUIRED:
+                found.append(default)
+            else:
                 raise BadRequest("this field is required", field=name, value="(absent)")
         if source:
-            raise BadRequest("unknown field", field=str(next(iter(source))), value="(present)")
-        return cls(**found)
+            raise BadRequest("unknown field", field=shorten(next(iter(source))), value="(present)")
+        return cls(*found)
 
     return decode
 
@@ -191,14 +209,20 @@ def array_encoder(cls: Any) -> Encode:
 
 
 def encoder(cls: type[T]) -> Callable[[T], dict[str, Any]]:
-    """Return a function that makes of a ``cls`` the map that msgpack carries; None is left out."""
-    encoders = _field_encoders(cls)
+    """Return a function that makes of a ``cls`` the map that msgpack carries.
+
+    A None that is the field's default is left out.
+    """
+    fields = [
+        (name, plain, f.default is None)
+        for (name, plain), f in zip(_field_encoders(cls), dataclasses.fields(cls), strict=True)  # type: ignore[arg-type]
+    ]
 
     def encode(message: T) -> dict[str, Any]:
         found = {}
-        for name, plain in encoders:
+        for name, plain, optional in fields:
             value = getattr(message, name)
-            if value is not None:
+            if value is not None or not optional:
                 found[name] = value if plain is None else plain(value)
         return found
 

@@ -109,10 +109,11 @@ class FrameReader:
         Raises:
             ValueError: the segments' lengths do not add up to the payload's.
         """
-        total = sum(s if isinstance(s, int) else len(s) for s in segments)
-        if total != self._missing:
-            raise ValueError(f"segments hold {total} bytes, the payload has {self._missing}")
-        self._segments = [s for s in reversed(segments) if (s if isinstance(s, int) else len(s))]
+        lengths = [s if isinstance(s, int) else len(s) for s in segments]
+        if sum(lengths) != self._missing:
+            raise ValueError(f"segments hold {sum(lengths)} bytes, the payload has {self._missing}")
+        self._segments = [s for s, length in zip(segments, lengths, strict=True) if length]
+        self._segments.reverse()
 
     def next_event(self) -> Head | Literal["end"] | None:
         """Return the next event, or None when more bytes are needed.

@@ -517,16 +517,24 @@ def encode_error(request_id: int, error: PSError) -> bytes:
     return _pack(fields)
 
 
-def unpack(data: bytes) -> Any:
-    """Return what msgpack ``data`` holds; nothing large is allocated on a short lie about a length."""
-    return msgpack.unpackb(
-        data,
-        max_str_len=len(data),
-        max_bin_len=0,
-        max_ext_len=0,
-        max_array_len=MAX_ARRAY,
-        max_map_len=MAX_MAP,
-    )
+def unpack(data: bytes, field: str) -> Any:
+    """Return what msgpack ``data`` holds; nothing large is allocated on a short lie about a length.
+
+    Raises:
+        BadRequest: not one msgpack value within the limits; ``field`` says what of.
+    """
+    try:
+        return msgpack.unpackb(
+            data,
+            max_str_len=len(data),
+            max_bin_len=0,
+            max_ext_len=0,
+            max_array_len=MAX_ARRAY,
+            max_map_len=MAX_MAP,
+        )
+    except (ValueError, msgpack.UnpackException, RecursionError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise BadRequest("this cannot be read as msgpack", field=field, value=reason) from error
 
 
 def decode_header(header: bytes) -> Header:
@@ -535,10 +543,7 @@ def decode_header(header: bytes) -> Header:
     Raises:
         BadRequest: not a msgpack map from text to values with an ``op`` and an ``id``.
     """
-    try:
-        fields = unpack(header)
-    except (ValueError, msgpack.UnpackException, RecursionError) as error:
-        raise BadRequest("not a msgpack map", field="header", value=repr(error)) from error
+    fields = unpack(header, "header")
     if type(fields) is not dict:
         raise BadRequest("not a msgpack map", field="header", value=type(fields).__name__)
     op, request_id = fields.pop("op", None), fields.pop("id", None)

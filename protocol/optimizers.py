@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
@@ -41,7 +41,7 @@ class SGD:
     lr: float = 0.01
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.lr, int | float) and 0 < self.lr < math.inf):
+        if not (isinstance(self.lr, int | float) and 0 < self.lr <= sys.float_info.max):
             raise BadRequest("a learning rate is a finite number above 0", field="lr", value=self.lr)
 
 

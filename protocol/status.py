@@ -146,5 +146,5 @@ def decode_status(payload: npt.NDArray[Any]) -> ClusterStatus:
     Raises:
         BadRequest: the payload is not a status of this version.
     """
-    status: ClusterStatus = _from_plain(unpack(payload.tobytes()), "status")
+    status: ClusterStatus = _from_plain(unpack(payload.tobytes(), "status"), "status")
     return status

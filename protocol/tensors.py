@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -89,6 +89,7 @@ Shape = Annotated[tuple[int, ...], _check_shape]
 class Part:
     """What a payload holds of one tensor: ``elements`` numbers of ``dtype``."""
 
+    recurs: ClassVar[bool] = True
     name: Name
     dtype: DTypeName
     elements: int
@@ -129,6 +130,8 @@ def payload_length(sizes: Iterable[int]) -> int:
 
 def segments(arrays: Sequence[Array]) -> list[Segment]:
     """Return where the pieces of a payload for ``arrays`` go, in the order of the payload."""
+    if len(arrays) == 1:
+        return [as_bytes(arrays[0])]
     found: list[Segment] = []
     length = 0
     for array in arrays:
@@ -142,6 +145,8 @@ def segments(arrays: Sequence[Array]) -> list[Segment]:
 
 def write_buffers(arrays: Sequence[Array]) -> list[memoryview | bytes]:
     """Return the pieces of the payload for C-contiguous ``arrays``; none of the numbers is copied."""
+    if len(arrays) == 1:
+        return [as_bytes(arrays[0])]
     found: list[memoryview | bytes] = []
     length = 0
     for array in arrays:

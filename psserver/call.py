@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Sequence
-from dataclasses import dataclass, field
 
 from protocol.connection import Array, Connection
 from protocol.errors import InternalError, PSError
@@ -17,15 +16,17 @@ __all__ = ["Call"]
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
 class Call:
     """One request of one connection; answered exactly once, at once or later."""
 
-    connection: Connection
-    request_id: int
-    op: str
-    metrics: ServerMetrics
-    started: float = field(default_factory=time.perf_counter)
+    __slots__ = ("connection", "metrics", "op", "request_id", "started")
+
+    def __init__(self, connection: Connection, request_id: int, op: str, metrics: ServerMetrics) -> None:
+        self.connection = connection
+        self.request_id = request_id
+        self.op = op
+        self.metrics = metrics
+        self.started = time.perf_counter()
 
     def reply(self, reply: Reply, arrays: Sequence[Array] = ()) -> None:
         """Answer."""

@@ -113,8 +113,8 @@ async def _serve(options: argparse.Namespace, stop: asyncio.Event) -> int:
 
 
 def _start_failure(options: argparse.Namespace, error: Exception) -> int:
-    if options.join is not None and isinstance(error, ClusterError | ConnectionError):
-        _log.error("no coordinator answers at %s:%d (--join): %s", *options.join, error)
+    if isinstance(error, ClusterError):
+        _log.error("cannot join the cluster: %s", error)
         return ExitCode.UNREACHABLE
     if isinstance(error, PSError):
         _log.error("the coordinator refuses: %s", error)

@@ -43,13 +43,14 @@ class StepBarrier:
 
         Raises:
             WorkerLost: the job cannot go on.
-            NotAMember: the worker is not one of the epoch.
+            NotAMember: the worker is not one of the epoch, or has left before the step.
             BadRequest: the step is not the open one, or the worker has ended it.
         """
         if self._lost:
             raise self.failure()
-        if worker not in self._members:
-            raise NotAMember("join the job first", field="worker", value=worker)
+        member = self._members.get(worker)
+        if member is None or not _takes_part(member, step):
+            raise NotAMember("join the job first; who has left it is out", field="worker", value=worker)
         if step != self.clock or worker in self._ended:
             raise BadRequest(
                 f"the open step is {self.clock}; each worker ends each step once", field="step", value=step
@@ -101,5 +102,9 @@ class StepBarrier:
         return tuple(
             member.name
             for member in self._members.values()
-            if member.worker not in self._ended and (member.until is None or self.clock < member.until)
+            if member.worker not in self._ended and _takes_part(member, self.clock)
         )
+
+
+def _takes_part(member: Member, step: int) -> bool:
+    return member.until is None or step < member.until

@@ -129,8 +129,10 @@ class Coordinator:
         """Give a server its number.
 
         Raises:
-            BadRequest: the number asked for is out of range or taken, or all are.
+            BadRequest: the number asked for is out of range or taken, or all are, or it has one already.
         """
+        if any(link is not None and link.connection is call.connection for link in self._links):
+            raise BadRequest("this connection's server has joined", field="shard", value=request.shard)
         free = [index for index, link in enumerate(self._links) if link is None]
         shard = request.shard if request.shard is not None else (free[0] if free else None)
         if shard is None:
@@ -168,6 +170,7 @@ class Coordinator:
 
     def attach(self, call: Call, session: Session, request: Attach) -> None:
         """Tell a client that is no worker where the shards are."""
+        self._check_not_at_work(call.connection)
         job = self._job(request.job) if request.job is not None else self._only_job()
         session.job = job.name
         plan = job.ledger.plan if job.ledger else None
@@ -175,6 +178,7 @@ class Coordinator:
 
     def join(self, call: Call, session: Session, request: Join) -> None:
         """Make the client a worker; answer when the job may start."""
+        self._check_not_at_work(call.connection)
         if request.job is None:
             job = self._only_job()
         else:
@@ -184,10 +188,10 @@ class Coordinator:
         barrier = self._shard.jobs[job.name].barrier if job.name in self._shard.jobs else None
         done = job.ledger is not None and job.ledger.finished
         finished_at = (barrier.clock if barrier else 0) if done else None
+        ledger = Ledger(request.plan, now) if request.plan is not None and job.ledger is None else job.ledger
         worker = job.workers.join(request.name, finished_at=finished_at, now=now)
+        job.ledger = ledger
         self._jobs[job.name] = job
-        if request.plan is not None and job.ledger is None:
-            job.ledger = Ledger(request.plan, now)
         session.job, session.worker, session.incarnation = job.name, worker.id, worker.incarnation
         job.at_work[call.connection] = worker
         job.joining.append((call, worker))
@@ -235,6 +239,10 @@ class Coordinator:
     def leave(self, call: Call, session: Session, request: Leave) -> None:
         """Let a worker go."""
         job, worker = self._worker(session, call.connection)
+        barrier = self._shard.jobs[job.name].barrier if job.name in self._shard.jobs else None
+        if barrier is not None and request.clock > barrier.clock:
+            # The others would wait for it up to a step that it has never reached.
+            raise BadRequest(f"the open step is {barrier.clock}", field="clock", value=request.clock)
         del job.at_work[call.connection]
         self._take_back(job, worker)
         job.workers.leave(worker, request.clock)
@@ -255,9 +263,17 @@ class Coordinator:
             worker = job.at_work.pop(connection, None)
             if worker is not None:
                 self._lose(job, worker)
+        needed = any(job.at_work for job in self._jobs.values())
         for shard, link in enumerate(self._links):
             if link is not None and link.connection is connection:
-                _log.error("shard %d at %s is lost; jobs cannot go on without it", shard, link.address)
+                _log.log(
+                    logging.ERROR if needed else logging.INFO,
+                    "shard %d at %s is gone; jobs cannot go on without it",
+                    shard,
+                    link.address,
+                )
+                if not self.ready.is_set():
+                    self._links[shard] = None  # nothing is there yet: another server may take the number
 
     def _lose(self, job: _Job, worker: Worker) -> None:
         job.joining = [(call, w) for call, w in job.joining if w is not worker]
@@ -318,6 +334,8 @@ class Coordinator:
     def create(self, call: Call, session: Session, request: Create) -> None:
         """Make a tensor: the first asker fills it, others wait until it is filled.
 
+        A creator that asks again has given its first attempt up.
+
         Raises:
             SpecMismatch: it exists with another spec.
         """
@@ -332,6 +350,9 @@ class Coordinator:
             raise _spec_mismatch(request.name, tensor.info.spec, request.spec)
         elif tensor.filled:
             call.reply(Created(tensor.info.blocks))
+        elif tensor.creator is call.connection:
+            tensor.attempt += 1
+            call.reply(Created(tensor.info.blocks, tensor.attempt))
         elif tensor.creator is None:
             tensor.creator = call.connection
             call.reply(Created(tensor.info.blocks, tensor.attempt))
@@ -428,7 +449,8 @@ class Coordinator:
 
     def worker_states(self) -> Counter[str]:
         """Return how many workers, of all jobs, are in each state."""
-        return Counter(worker.state for job in self._jobs.values() for worker in job.workers)
+        jobs = tuple(self._jobs.values())  # called from the thread that serves the metrics
+        return Counter(worker.state for job in jobs for worker in job.workers)
 
     # --- pieces of the above
 
@@ -446,6 +468,11 @@ class Coordinator:
         if job is None:
             raise UnknownJob("no worker has made a job of that name", field="job", value=name)
         return job
+
+    def _check_not_at_work(self, connection: Connection) -> None:
+        for job in self._jobs.values():
+            if connection in job.at_work:
+                raise BadRequest("this connection's worker has joined a job", field="job", value=job.name)
 
     def _worker(self, session: Session, connection: Connection) -> tuple[_Job, Worker]:
         job = self._job(session.job)

@@ -25,6 +25,9 @@ __all__ = ["Ledger"]
 
 Kind = Literal["train", "evaluate"]
 _KEPT: Final = 1000  # evaluations that the status tells of
+_MOST_CHUNKS: Final = 1_000_000  # of one epoch: they are all queued, and shuffled, at once
+_MOST_EXAMPLES: Final = 1 << 48  # of one chunk, so that sums stay far below what a message can hold
+_MOST_EPOCHS: Final = 1 << 32
 
 
 class _Chunk(NamedTuple):
@@ -60,9 +63,14 @@ class Ledger:
     Args:
         plan: chunks, epochs, seed, and after how many epochs the held-out data is evaluated (0: never).
         now: time at which the work begins, in seconds.
+
+    Raises:
+        BadRequest: more chunks or epochs than can be kept account of.
     """
 
     def __init__(self, plan: Plan, now: float) -> None:
+        _check_at_most(_MOST_CHUNKS, "chunks", plan.chunks)
+        _check_at_most(_MOST_EPOCHS, "epochs", plan.epochs)
         self.plan = plan
         self._began = now
         self._ended: float | None = None
@@ -99,8 +107,9 @@ class Ledger:
         """Count a chunk as done.
 
         Raises:
-            BadRequest: the worker holds no lease on it.
+            BadRequest: the worker holds no lease on it, or a chunk cannot have so many examples.
         """
+        _check_at_most(_MOST_EXAMPLES, "examples", finish.examples)
         work = _Chunk(finish.kind, finish.epoch, finish.chunk)
         if self._leased.get(work) != worker:
             raise BadRequest("the worker holds no lease on this chunk", field="chunk", value=finish.chunk)
@@ -169,3 +178,8 @@ class Ledger:
             self._fill("train")
         else:
             self._ended = now
+
+
+def _check_at_most(most: int, field: str, value: int) -> None:
+    if value > most:
+        raise BadRequest(f"at most {most} are possible", field=field, value=value)

@@ -1,13 +1,15 @@
 """Who works on a job: a state machine in the coordinator. Every change is a numbered epoch.
 
     waiting ──(enough have joined)──> training ──> left     said goodbye; no step from its clock on waits
-                                               └─> lost     its connection ended without a goodbye
+       │                                       └─> lost     its connection ended without a goodbye
+       └──> left     gone before the start, so that nothing of it can be missing
 
 A worker that joins again under its name keeps its id and gets the next incarnation.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -67,7 +69,7 @@ class Membership:
         return self._needed
 
     def __iter__(self) -> Iterator[Worker]:
-        return iter(self._workers.values())
+        return iter(tuple(self._workers.values()))  # who reads metrics does so from another thread
 
     def join(self, name: str | None, *, finished_at: int | None, now: float) -> Worker:
         """Add a worker. ``finished_at`` is the job's last step if its work is done already.
@@ -76,7 +78,7 @@ class Membership:
             BadRequest: the name belongs to a worker that is there.
             JobMismatch: the job has started and its workers are fixed.
         """
-        name = name or f"worker-{len(self._workers)}"
+        name = name or self._free_name()
         known = self._workers.get(name)
         if known is not None and known.state in ("waiting", "training"):
             raise BadRequest(
@@ -106,6 +108,10 @@ class Membership:
                 one.state = "training"
         return worker
 
+    def _free_name(self) -> str:
+        numbers = itertools.count(len(self._workers))
+        return next(name for number in numbers if (name := f"worker-{number}") not in self._workers)
+
     def leave(self, worker: Worker, clock: int) -> None:
         """A worker says goodbye: no step from ``clock`` on waits for it."""
         worker.state = "left"
@@ -115,6 +121,9 @@ class Membership:
 
     def lose(self, worker: Worker) -> None:
         """A worker is gone without a goodbye."""
+        if worker.state == "waiting":
+            self.leave(worker, 0)
+            return
         worker.state = "lost"
         self.epoch += 1
 
@@ -127,10 +136,9 @@ class Membership:
         worker.marks.append((now, beat.examples))
 
     def members(self) -> tuple[Member, ...]:
-        """Return the workers of the current epoch, those included that have left at a known step."""
-        return tuple(
-            Member(w.id, w.incarnation, w.name, w.until) for w in self if w.state in ("training", "left")
-        )
+        """Return the workers of the current epoch; with steps to count, also those that have left at one."""
+        states = ("training", "left") if self._fixed else ("training",)
+        return tuple(Member(w.id, w.incarnation, w.name, w.until) for w in self if w.state in states)
 
     def lost(self) -> tuple[str, ...]:
         """Return the names of the workers that are gone without a goodbye."""

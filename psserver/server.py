@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import protocol
 from protocol.connection import Array, Connection, dial
@@ -16,6 +16,7 @@ from protocol.errors import (
     BadTensor,
     PSError,
     ShuttingDown,
+    Unreachable,
     VersionMismatch,
     WireError,
 )
@@ -43,6 +44,7 @@ from protocol.messages import (
     Status,
     Welcome,
 )
+from protocol.tensors import payload_length
 from psserver.call import Call
 from psserver.coordinator import Coordinator
 from psserver.metrics import ServerMetrics
@@ -102,7 +104,8 @@ class Server:
         """Listen, join the coordinator if there is one, and return the address.
 
         Raises:
-            OSError: the address cannot be bound, or the coordinator does not answer.
+            OSError: the address cannot be bound.
+            Unreachable: the coordinator does not answer.
             PSError: the coordinator refuses.
         """
         settings = self._settings
@@ -122,13 +125,16 @@ class Server:
         self._stopping = True
         if self._listener is not None:
             self._listener.close()
-        for connection in (*self._connections, *([self._uplink] if self._uplink else [])):
+        connections = (*self._connections, *([self._uplink] if self._uplink else []))
+        for connection in connections:
             connection.close(ShuttingDown("the server is stopping"))
+        await asyncio.sleep(0)  # a task that is cancelled before it has begun leaves its work un-awaited
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for connection in tuple(self._connections):
+        for connection in connections:
             connection.abort()
+        await asyncio.gather(*(connection.wait_closed() for connection in connections))
         self._shard.close()
 
     def is_ready(self) -> bool:
@@ -139,10 +145,7 @@ class Server:
 
     async def _join(self, host: str, port: int) -> None:
         assert self._settings.join is not None  # noqa: S101 (checked by the caller)
-        uplink = await dial(
-            *self._settings.join, self, max_payload=self._settings.max_frame, traffic=self.metrics.traffic
-        )
-        self._uplink = uplink
+        uplink = self._uplink = await self._dial_coordinator(*self._settings.join)
         uplink.session = Session()
         uplink.greeted = True  # the coordinator only answers on it, and tells epochs
         await uplink.request(Hello((VERSION,), f"psserver/{protocol.__version__}"))
@@ -151,25 +154,36 @@ class Server:
         joined, _ = await uplink.request(JoinShard(port, reachable, self._settings.shard))
         self._number, self._shards, self._joined = joined.shard, joined.shards, True
 
-    def _accept(self) -> Connection:
+    async def _dial_coordinator(self, host: str, port: int) -> Connection:
+        try:
+            return await dial(
+                host, port, self, max_payload=self._settings.max_frame, traffic=self.metrics.traffic
+            )
+        except OSError as error:
+            raise Unreachable(
+                f"no coordinator answers ({error.strerror or error}); is psserver running there?",
+                field="join",
+                value=f"{host}:{port}",
+            ) from error
+
+    def _accept(self) -> asyncio.BaseProtocol:
+        if len(self._connections) >= self._settings.max_connections:
+            return _TurnedAway(self._turned_away)
         connection = Connection(
             self, max_payload=self._settings.max_frame, traffic=self.metrics.traffic, server=True
         )
         connection.session = Session()
-        if len(self._connections) >= self._settings.max_connections:
-            asyncio.get_running_loop().call_soon(self._turn_away, connection)
         self._connections.add(connection)
         return connection
 
-    def _turn_away(self, connection: Connection) -> None:
-        self.metrics.rejected_frames["connections"] += 1
+    def _turned_away(self, peer: object) -> None:
+        self._count_rejected("connections")
         self._rejected_log.warning(
             asyncio.get_running_loop().time(),
             "refused %s: --max-connections %d are open",
-            connection.peer,
+            peer,
             self._settings.max_connections,
         )
-        connection.abort()
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run ``work`` in a task that ``stop`` awaits."""
@@ -206,6 +220,12 @@ class Server:
             raise BadRequest("the first request of a connection is hello", field="op", value=request.op)
         if self._stopping:
             raise ShuttingDown("the server is stopping")
+        if isinstance(request, Push | PushPull | Init):
+            expected = payload_length(part.nbytes for part in request.tensors)
+            if expected != payload:  # said by two lengths of the frame, believed when they agree
+                raise BadTensor(
+                    f"the tensors named have {expected} bytes", field="payload length", value=payload
+                )
         match request:
             case Push() | PushPull():
                 return self._shard.arrays_for_push(connection.session, request)
@@ -256,6 +276,7 @@ class Server:
         if connection is self._uplink:
             if not self._stopping:
                 _log.error("the coordinator is gone")
+                self._joined = False
                 self.coordinator_lost.set()
         elif self._coordinator is not None and not self._stopping:
             self._coordinator.connection_lost(connection)
@@ -263,6 +284,8 @@ class Server:
     # --- requests
 
     def _hello(self, call: Call, session: Session, request: Hello) -> None:
+        if call.connection.greeted:
+            raise BadRequest("a connection says hello once", field="op", value=request.op)
         if VERSION not in request.versions:
             raise VersionMismatch(
                 f"this server speaks protocol version {VERSION}", field="versions", value=request.versions
@@ -294,7 +317,8 @@ class Server:
     @staticmethod
     async def _when_ready(coordinator: Coordinator, call: Call, session: Session, request: Any) -> None:
         await coordinator.ready.wait()
-        _ask(coordinator, call, session, request)
+        if call.connection.is_open:  # who has gone away meanwhile must not become a member
+            _ask(coordinator, call, session, request)
 
     # --- metrics
 
@@ -314,6 +338,17 @@ class Server:
             for state, count in self._coordinator.worker_states().items():
                 found["psserver_workers", (("state", state),)] = count
         return found
+
+
+class _TurnedAway(asyncio.Protocol):
+    """A connection above the limit: it ends as it begins."""
+
+    def __init__(self, tell: Callable[[object], None]) -> None:
+        self._tell = tell
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._tell(transport.get_extra_info("peername"))
+        cast(asyncio.Transport, transport).abort()
 
 
 def _ask(coordinator: Coordinator, call: Call, session: Session, request: Any) -> None:

@@ -9,6 +9,8 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import numpy as np
+
 from protocol.buffers import BufferPool
 from protocol.connection import Array
 from protocol.errors import BadTensor, NotAMember, PSError, SpecMismatch, UnknownJob, UnknownTensor
@@ -81,6 +83,11 @@ class JobStore:
         return sum(block.values.nbytes for block in self.blocks.values())
 
 
+def _expect_overflow() -> None:
+    """Have NumPy not warn of NaN and infinity in this thread: they are looked for, and refused."""
+    np.seterr(over="ignore", invalid="ignore")
+
+
 class Shard:
     """The jobs' blocks on this server.
 
@@ -98,7 +105,8 @@ class Shard:
         self._spawn = spawn
         self._clock = clock
         self._pool = BufferPool(_RETAIN)
-        self._threads = ThreadPoolExecutor(THREADS, "update")
+        _expect_overflow()
+        self._threads = ThreadPoolExecutor(THREADS, "update", _expect_overflow)
 
     def close(self) -> None:
         """End the threads."""

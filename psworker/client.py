@@ -20,7 +20,7 @@ import numpy.typing as npt
 import protocol
 from protocol.buffers import BufferPool
 from protocol.connection import Connection, Traffic
-from protocol.errors import BadRequest, PSError, Unreachable
+from protocol.errors import BadRequest, NotFinite, PSError, Unreachable
 from protocol.frames import VERSION
 from protocol.messages import (
     Attach,
@@ -51,7 +51,7 @@ from protocol.messages import (
 )
 from protocol.optimizers import SGD, Optimizer, spec_of
 from protocol.status import ClusterStatus, decode_status
-from protocol.tensors import Part, dtype_name
+from protocol.tensors import Part, all_finite, dtype_name
 from psworker.dialling import greet, reach, split_address
 from psworker.router import Outgoing, Pulls, as_tensor, plan_pull, plan_push
 
@@ -119,7 +119,8 @@ async def connect(
             identity = (joined.job, joined.worker, joined.incarnation)
             hello = Hello((VERSION,), f"psworker/{protocol.__version__}", *identity)
             addresses = joined.shards
-        shards += [await _greet_shard(other, hello, traffic) for other in addresses[1:]]
+        for other in addresses[1:]:
+            shards.append(await _greet_shard(other, hello, traffic))  # noqa: PERF401 (closed below if one fails)
         heartbeat = asyncio.create_task(client._beat()) if not observe else None
         try:
             yield client
@@ -218,6 +219,7 @@ class Client:
         self._shards = shards
         self._tensors: dict[str, TensorInfo] = {}
         self._pool = BufferPool(_RETAIN)
+        self._creating = asyncio.Lock()
 
     # --- tensors
 
@@ -236,15 +238,20 @@ class Client:
             BadTensor, NotFinite, BadRequest: the value or a setting is not usable.
         """
         array = as_tensor(name, value)
+        if not all_finite(array.reshape(-1)):
+            raise NotFinite(
+                "NaN or infinity in the initial value; nothing was made", field="name", value=name
+            )
         optimizer = SGD() if optimizer is None else optimizer
         spec = Spec(dtype_name(array.dtype), array.shape, spec_of(optimizer))
-        created: Created
-        created, _ = await self._shards[0].request(Create(name, spec))
-        if created.attempt is not None:
-            flat = array.reshape(-1)
-            attempt = created.attempt
-            await _all(self._init(name, spec, block, attempt, flat) for block in created.blocks)
-            await self._shards[0].request(Initialised(name, attempt))
+        async with self._creating:  # asking again for what is being made would begin a new attempt
+            created: Created
+            created, _ = await self._shards[0].request(Create(name, spec))
+            if created.attempt is not None:
+                flat = array.reshape(-1)
+                attempt = created.attempt
+                await _all(self._init(name, spec, block, attempt, flat) for block in created.blocks)
+                await self._shards[0].request(Initialised(name, attempt))
         self._tensors[name] = TensorInfo(name, spec, created.blocks)
 
     async def _init(self, name: str, spec: Spec, block: Block, attempt: int, flat: Array) -> None:
@@ -356,6 +363,12 @@ class Client:
     # --- pieces of the above
 
     async def _infos(self, names: Iterable[str]) -> list[TensorInfo]:
+        tensors = self._tensors
+        if isinstance(names, Mapping):  # no name twice
+            try:
+                return [tensors[name] for name in names]
+            except KeyError:
+                pass  # described below
         names = tuple(names)
         missing = [name for name in names if name not in self._tensors]
         for begin in range(0, len(missing), _DESCRIBED):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import random
+import re
 from typing import Final
 
 import protocol
@@ -20,6 +22,8 @@ _log = logging.getLogger(__name__)
 MAX_PAYLOAD: Final = 1 << 40
 """Largest reply accepted: replies are as large as what was asked for, which the client knows."""
 
+_PORT: Final = re.compile("[0-9]{1,5}")
+_ANSWER_WITHIN: Final = 10.0  # seconds for the connection and the hello; a hung server takes connections too
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 2.0
 
@@ -32,7 +36,7 @@ def split_address(address: str) -> tuple[str, int]:
     """
     host, colon, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
+    if not colon or not host or not _PORT.fullmatch(port) or not 0 < int(port) < 65536:
         raise BadRequest("write HOST:PORT, for example 127.0.0.1:7070", field="address", value=address)
     return host, int(port)
 
@@ -44,12 +48,16 @@ async def greet(host: str, port: int, hello: Hello, traffic: Traffic) -> Connect
         OSError: nobody answers.
         PSError: the server refuses.
     """
-    connection = await dial(host, port, RefuseAll(), max_payload=MAX_PAYLOAD, traffic=traffic)
     try:
-        await connection.request(hello)
-    except BaseException:
-        connection.abort()
-        raise
+        async with asyncio.timeout(_ANSWER_WITHIN):
+            connection = await dial(host, port, RefuseAll(), max_payload=MAX_PAYLOAD, traffic=traffic)
+            try:
+                await connection.request(hello)
+            except BaseException:
+                connection.abort()
+                raise
+    except TimeoutError:
+        raise TimeoutError(errno.ETIMEDOUT, f"no answer within {_ANSWER_WITHIN:g} s") from None
     return connection
 
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar, overload
 
 import numpy.typing as npt
 
+from protocol.errors import ConnectionLost
 from protocol.messages import TensorInfo
 from protocol.optimizers import Optimizer
 from psworker import client
@@ -39,7 +40,14 @@ class _Loop:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run ``work`` and return its result; an interrupt in the caller's thread cancels it."""
+        """Run ``work`` and return its result; an interrupt in the caller's thread cancels it.
+
+        Raises:
+            ConnectionLost: the with-block has ended.
+        """
+        if self.loop.is_closed():
+            work.close()
+            raise ConnectionLost("the connection was closed at this end")
         future = asyncio.run_coroutine_threadsafe(work, self.loop)
         try:
             return future.result()
@@ -48,15 +56,24 @@ class _Loop:
             raise
 
     def close(self) -> None:
+        """End the thread when all that was cancelled has cleaned up."""
+        asyncio.run_coroutine_threadsafe(_cancel_all(), self.loop).result()
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
         self.loop.close()
 
 
+async def _cancel_all() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+
+
 @contextmanager
 def connect(
     address: str,
-    job: str = "default",
+    job: str | None = "default",
     *,
     name: str | None = None,
     staleness: float | None = None,

@@ -10,6 +10,7 @@ import argparse
 import ipaddress
 import re
 import textwrap
+from fractions import Fraction
 from typing import Final
 
 import configargparse
@@ -88,7 +89,7 @@ def size(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]iB|B)?", text.strip())
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; write for example 64KiB, 16MiB or 1GiB")
-    return int(float(match[1]) * _UNITS[match[2] or ""])
+    return int(Fraction(match[1]) * _UNITS[match[2] or ""])
 
 
 def port(text: str) -> int:

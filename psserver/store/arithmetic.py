@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from protocol.tensors import piece_is_finite, pieces
+from protocol.tensors import PIECE, piece_is_finite, pieces
 from psserver.optimizers import Update
 
 __all__ = ["INLINE", "THREADS", "accumulate", "apply", "each_part", "scale"]
@@ -33,6 +33,9 @@ def apply(update: Update, values: Array, gradient: Array) -> bool:
 
     Where they are not, ``gradient`` is spoilt; ``values`` is as before in any case.
     """
+    if gradient.nbytes <= PIECE:
+        update(values, gradient)
+        return piece_is_finite(gradient)
     for piece in pieces(gradient):
         part = gradient[piece]
         update(values[piece], part)

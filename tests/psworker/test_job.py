@@ -245,7 +245,7 @@ def test_a_text_that_is_no_job(text: str) -> None:
 
 
 def test_the_difference_names_the_first_key_and_both_values() -> None:
-    mine, other = job_to_json(load_job(None, [])), job_to_json(load_job(None, ["train.epochs=7"]))
+    mine, other = (job_to_json(load_job(None, [f"train.epochs={n}"])) for n in (20, 7))
     assert difference(mine, other) == "[train] epochs is 20 in one and 7 in the other"
 
 

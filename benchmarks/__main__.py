@@ -1,0 +1,27 @@
+"""`python -m benchmarks NAME [options]`: each benchmark is a module with a `main(arguments)`."""
+
+import sys
+
+from benchmarks import dense, pushes_per_second
+
+BENCHMARKS = {
+    "dense": dense.main,
+    "small-pushes": pushes_per_second.main,
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Run the benchmark that the first argument names; return the exit status."""
+    if not arguments or arguments[0] not in BENCHMARKS:
+        asked = arguments[0] if arguments else "none"
+        names = ", ".join(BENCHMARKS)
+        print(f"benchmark: {asked}; give one of: {names} (each has --help)", file=sys.stderr)
+        return 2
+    try:
+        return BENCHMARKS[arguments[0]](arguments[1:])
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,103 @@
+"""`python -m benchmarks dense`: push, pull and push_pull of dense tensors, systems side by side."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from benchmarks.arguments import positive_float, positive_int
+from benchmarks.isolated import SystemFailed
+from benchmarks.progress import progress_on
+from benchmarks.rounds import Report, Settings, run
+from benchmarks.sizes import parse_size
+from benchmarks.systems.registry import CEILING, ENTRIES, Entry
+from benchmarks.table import print_rich, render_json, render_text
+
+_REPEAT, _SECONDS = 5, 0.4
+_QUICK_REPEAT, _QUICK_SECONDS = 3, 0.05
+
+
+def main(arguments: list[str]) -> int:
+    """Measure, print the result on standard output, and return the exit status.
+
+    0: all done; 1: a system failed, and is named with the reason; 2: bad arguments.
+    """
+    options = _parse(arguments)
+    settings = Settings(options.sizes, options.repeat, options.seconds)
+    try:
+        with progress_on(sys.stderr) as progress:
+            report = run(options.systems, settings, progress)
+    except SystemFailed as error:
+        print(f"{CEILING.name}: failed, {error}; no figure can be judged", file=sys.stderr)
+        return 1
+    _print(report, options.format)
+    return 1 if report.failed else 0
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks dense", description=__doc__)
+    parser.add_argument(
+        "--sizes",
+        type=_sizes,
+        default="100MB,1MB,1KB",
+        metavar="LIST",
+        help="sizes of the tensor, separated by commas (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--repeat",
+        type=positive_int,
+        metavar="N",
+        help=f"rounds over all systems (default: {_REPEAT})",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=positive_float,
+        metavar="S",
+        help=f"seconds for each figure in each round (default: {_SECONDS})",
+    )
+    parser.add_argument(
+        "--systems",
+        type=_systems,
+        default=",".join(entry.name for entry in ENTRIES),
+        metavar="LIST",
+        help="which to measure, separated by commas; the ceiling always is (default: %(default)s)",
+    )
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="default: %(default)s")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help=f"a rough look: --repeat {_QUICK_REPEAT} --seconds {_QUICK_SECONDS}, if not given",
+    )
+    options = parser.parse_args(arguments)
+    if options.repeat is None:
+        options.repeat = _QUICK_REPEAT if options.quick else _REPEAT
+    if options.seconds is None:
+        options.seconds = _QUICK_SECONDS if options.quick else _SECONDS
+    return options
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(dict.fromkeys(parse_size(size) for size in text.split(",")))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _systems(text: str) -> tuple[Entry, ...]:
+    names = {name.strip() for name in text.split(",")}
+    known = {entry.name for entry in ENTRIES}
+    if unknown := names - known:
+        raise argparse.ArgumentTypeError(
+            f"{', '.join(sorted(unknown))}: unknown; give some of {', '.join(sorted(known))}"
+        )
+    return tuple(entry for entry in ENTRIES if entry.name in names | {CEILING.name})
+
+
+def _print(report: Report, form: str) -> None:
+    if form == "json":
+        print(render_json(report))
+    elif sys.stdout.isatty():
+        from rich.console import Console
+
+        print_rich(report, Console())
+    else:
+        print(render_text(report))

@@ -1,0 +1,127 @@
+"""`python -m benchmarks small-pushes`: 1 KB requests a second over many connections."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from itertools import product
+
+from benchmarks.arguments import positive_float, positive_int
+from benchmarks.columns import align
+from benchmarks.progress import Progress, progress_on
+from benchmarks.small_pushes import Load, LoadFailed, LoadResult, run_load
+from benchmarks.summary import speed_ratios, summarize
+from benchmarks.systems.uvloop_echo import echo_server
+from benchmarks.systems.verification import make_gradient
+
+_KILOBYTE = 1000
+
+# One series for each pair of target and number of connections, a result a round.
+Results = dict[tuple[str, int], list[LoadResult]]
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A row: what it is called, and how its server is started and what it is sent."""
+
+    label: str
+    start: Callable[[], AbstractContextManager[Load]]
+
+
+@contextmanager
+def _echo() -> Iterator[Load]:
+    frame = make_gradient(_KILOBYTE).tobytes()
+    with echo_server() as server:
+        yield Load(server.address, server.pid, request=frame, reply=len(frame))
+
+
+CEILING = Target("uvloop echo (ceiling)", _echo)
+
+TARGETS = (CEILING,)
+
+
+def main(arguments: list[str]) -> int:
+    """Measure, print the result on standard output, and return the exit status."""
+    options = _parse(arguments)
+    try:
+        with progress_on(sys.stderr) as progress:
+            results = _run(options.connections, options.repeat, options.seconds, progress)
+    except LoadFailed as error:
+        print(f"small-pushes: {error}", file=sys.stderr)
+        return 1
+    render = _render_json if options.format == "json" else _render_text
+    print(render(results, options.connections))
+    return 0
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks small-pushes",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--connections",
+        type=_counts,
+        default="16,500",
+        metavar="LIST",
+        help="how many at a time, separated by commas",
+    )
+    parser.add_argument("--repeat", type=positive_int, default=3, metavar="N", help="rounds")
+    parser.add_argument("--seconds", type=positive_float, default=2.0, metavar="S", help="of each load")
+    parser.add_argument("--format", choices=("text", "json"), default="text", help="of the result")
+    return parser.parse_args(arguments)
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(map(positive_int, text.split(","))))
+
+
+def _run(counts: Sequence[int], repeat: int, seconds: float, progress: Progress) -> Results:
+    results: Results = {(target.label, count): [] for target in TARGETS for count in counts}
+    with ExitStack() as stack:
+        loads = [(target, stack.enter_context(target.start())) for target in TARGETS]
+        for number, count, (target, load) in product(range(1, repeat + 1), counts, loads):
+            progress(f"round {number} of {repeat}: {count} connections, {target.label}")
+            results[target.label, count].append(run_load(load, count, seconds))
+    return results
+
+
+def _ratios(results: Results, label: str, count: int) -> list[float]:
+    series, ceiling = (
+        [1 / result.pushes_per_second for result in results[name, count]] for name in (label, CEILING.label)
+    )
+    return speed_ratios(series, ceiling)
+
+
+def _render_text(results: Results, counts: Sequence[int]) -> str:
+    lines = [["1 KB pushes/s"], ["server"]]
+    for count in counts:
+        lines[0].extend(["", f"{count} connections", "", ""])
+        lines[1].extend(["median", "least - most", "to echo", "per CPU second"])
+    for target in TARGETS:
+        lines.append([target.label])
+        for count in counts:
+            series = results[target.label, count]
+            rates = summarize([result.pushes_per_second for result in series])
+            ratio = summarize(_ratios(results, target.label, count)).median
+            cost = summarize([result.pushes_per_cpu_second for result in series]).median
+            spread = f"{rates.least:,.0f} - {rates.most:,.0f}"
+            lines[-1].extend([f"{rates.median:,.0f}", spread, f"{ratio:.0%}", f"{cost:,.0f}"])
+    return align(lines)
+
+
+def _render_json(results: Results, counts: Sequence[int]) -> str:
+    series = [
+        {
+            "server": target.label,
+            "connections": count,
+            "rounds": [asdict(result) for result in results[target.label, count]],
+            "ratios_to_ceiling": _ratios(results, target.label, count),
+        }
+        for target in TARGETS
+        for count in counts
+    ]
+    return json.dumps({"benchmark": "small-pushes", "ceiling": CEILING.label, "series": series})

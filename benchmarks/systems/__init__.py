@@ -1,0 +1,1 @@
+"""What is measured, one system a file; `registry` lists them."""

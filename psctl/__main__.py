@@ -1,0 +1,5 @@
+"""``python -m psctl``."""
+
+from psctl.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,133 @@
+"""``psctl``: a command and its flags in, an exit code out."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+import configargparse
+
+import protocol
+from protocol.daemon.exit_codes import ExitCode
+from protocol.daemon.settings import new_parser
+from protocol.errors import PSError
+from psctl import status, train, up
+from psctl.child import ProcessFailed
+from psworker.daemon import exit_code
+from psworker.errors import JobError
+from psworker.job import nearest
+
+__all__ = ["main"]
+
+_DEFECT: Final = 1  # what Python itself exits with after a traceback
+
+
+class _Command(NamedTuple):
+    flags: Callable[[configargparse.ArgParser], None]
+    run: Callable[[argparse.Namespace], int]
+    summary: str
+    examples: tuple[str, ...]
+
+
+_COMMANDS: Final = {
+    "train": _Command(
+        train.flags,
+        train.run,
+        "Train on a local cluster, from start to finish.",
+        (
+            "psctl train                                # handwritten digits, 1 server, 2 workers",
+            "psctl train --servers 2 --workers 4 --job job.toml",
+            "psctl train --set train.epochs=3 --set optimizer.lr=0.5",
+            "psctl train --format json | tail -n 1      # the result, for scripts",
+        ),
+    ),
+    "up": _Command(
+        up.flags,
+        up.run,
+        "Run a local cluster until Ctrl-C, to use from Python or with workers of your own.",
+        (
+            "psctl up                                   # a server; says how to connect",
+            "psctl up --servers 2 --workers 4 --job job.toml --verbose",
+        ),
+    ),
+    "status": _Command(
+        status.flags,
+        status.run,
+        "Show the servers, jobs and workers of a cluster.",
+        (
+            "psctl status",
+            "psctl status --server 10.0.0.5:7070 --format json",
+        ),
+    ),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a worker's name may be more than the terminal can show
+    match list(sys.argv[1:] if arguments is None else arguments):
+        case [] | ["-h" | "--help" | "help", *_]:
+            print(_overview())
+            return ExitCode.DONE
+        case ["--version", *_]:
+            print(f"psctl {protocol.__version__}")
+            return ExitCode.DONE
+        case [name, *rest] if name in _COMMANDS:
+            return _run(name, rest)
+        case [name, *_]:
+            print(f'psctl: there is no command "{name}"{nearest(name, _COMMANDS)}', file=sys.stderr)
+            return ExitCode.USAGE
+    raise AssertionError("a list is empty or has a first element")
+
+
+def _overview() -> str:
+    commands = "\n".join(f"  {name:<8}{command.summary}" for name, command in _COMMANDS.items())
+    return f"""\
+usage: psctl COMMAND [FLAGS]
+
+Operate asyncps, a parameter server: train, keep a cluster, look into one.
+
+commands:
+{commands}
+
+{_examples(*(example for command in _COMMANDS.values() for example in command.examples[:1]))}
+psctl COMMAND --help tells more; psctl --version the version."""
+
+
+def _examples(*examples: str) -> str:
+    return "examples:\n" + "".join(f"  {example}\n" for example in examples)
+
+
+def _run(name: str, arguments: Sequence[str]) -> int:
+    command = _COMMANDS[name]
+    parser = new_parser("psctl", command.summary, command=name, examples=_examples(*command.examples) + "\n")
+    command.flags(parser)
+    options = parser.parse_args(arguments)
+    try:
+        return command.run(options)
+    except KeyboardInterrupt:
+        print(f"psctl {name}: interrupted", file=sys.stderr)
+        return ExitCode.INTERRUPTED
+    except (JobError, ProcessFailed, PSError, OSError) as error:
+        print(f"psctl {name}: {error}", file=sys.stderr)
+        return _exit_code(error)
+
+
+def _exit_code(error: Exception) -> int:
+    match error:
+        case TimeoutError():
+            return ExitCode.UNREACHABLE
+        case ProcessFailed() if error.returncode in _MEANT_FOR_OTHERS:
+            return error.returncode
+        case ProcessFailed() if error.name.startswith("server-"):
+            return ExitCode.CLUSTER_LOST
+        case _:
+            return exit_code(error) or _DEFECT
+
+
+# What a child's exit code says of the whole: not that it was stopped alone, which 130 and 143 say.
+_MEANT_FOR_OTHERS: Final = frozenset(ExitCode) - {ExitCode.DONE, ExitCode.INTERRUPTED, ExitCode.TERMINATED}

@@ -1,0 +1,239 @@
+"""A cluster of real processes on this machine that ends with the process that started it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Final, Self
+
+from protocol.daemon.exit_codes import ExitCode
+from psctl.child import Child, stop_all
+
+__all__ = ["LocalCluster"]
+
+_PAUSE: Final = 0.02  # seconds between two looks at what is waited for
+_START_WITHIN: Final = 60.0  # seconds; a loaded machine takes its time to import NumPy
+_ANSWER_WITHIN: Final = 1.0  # seconds
+
+_SERVER: Final = (sys.executable, "-m", "psserver")
+_WORKER: Final = (sys.executable, "-m", "psworker")
+
+
+class LocalCluster:
+    """Servers and workers of one job, as a context manager.
+
+        with LocalCluster(servers=2, workers=4, job="job.toml") as cluster:
+            cluster.wait()
+
+    On entering, all servers are up and ready and the workers are started. On leaving, whatever the
+    reason, no process stays behind: workers are stopped first, the coordinator last. While the context
+    lasts, a SIGTERM that nobody else handles raises ``SystemExit(143)``, so that it is left, too. If this
+    process is killed, the children notice the end of their standard input and stop by themselves.
+
+    Args:
+        servers: how many, at least 1.
+        workers: how many, and how many the job starts with; 0: the job's settings say when it starts.
+        job: job file, relative to the current directory; None: the built-in demo job.
+        overrides: settings of the job, such as ``train.epochs=3``.
+        echo_logs: pass the processes' logs on to standard error, each line after its process's name.
+        grace: seconds that workers, other servers and coordinator each have to end before they are killed.
+        server_command: program and first arguments of a server; flags follow.
+        worker_command: program and first arguments of a worker; flags follow.
+
+    Attributes:
+        address: the coordinator's ``HOST:PORT``; ``""`` before the start.
+        metrics: ``HOST:PORT`` of each server's metrics, in the order of ``servers``.
+
+    Raises:
+        ValueError: no server, or a negative number of workers.
+        ProcessFailed: on entering, a process ended instead of getting ready.
+        TimeoutError: on entering, the servers did not get ready within a minute.
+        OSError: on entering, a program cannot be started.
+    """
+
+    def __init__(
+        self,
+        servers: int = 1,
+        workers: int = 0,
+        job: str | Path | None = None,
+        overrides: Sequence[str] = (),
+        *,
+        echo_logs: bool = False,
+        grace: float = 10.0,
+        server_command: Sequence[str] = _SERVER,
+        worker_command: Sequence[str] = _WORKER,
+    ) -> None:
+        if servers < 1:
+            raise ValueError(f"servers={servers}: a cluster has at least 1 server")
+        if workers < 0:
+            raise ValueError(f"workers={workers}: expected 0 or more")
+        self.address = ""
+        self.metrics: tuple[str, ...] = ()
+        self._server_count = servers
+        self._worker_count = workers
+        self._job_flags = _job_flags(job, overrides, workers)
+        self._echo_logs = echo_logs
+        self._grace = grace
+        self._server_command = server_command
+        self._worker_command = worker_command
+        self._servers: list[Child] = []
+        self._workers: list[Child] = []
+        self._exit = ExitStack()
+
+    @property
+    def servers(self) -> tuple[Child, ...]:
+        """The server processes; the first is the coordinator."""
+        return tuple(self._servers)
+
+    @property
+    def workers(self) -> tuple[Child, ...]:
+        """The worker processes, those that have ended included."""
+        return tuple(self._workers)
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            stack.enter_context(_sigterm_raises())
+            ready_files = tempfile.TemporaryDirectory(prefix="asyncps-")
+            stack.callback(ready_files.cleanup)
+            stack.callback(self.stop)
+            self._start_servers(Path(ready_files.name))
+            ready_files.cleanup()  # already here, so that not even SIGKILL leaves a directory behind
+            for _ in range(self._worker_count):
+                self.add_worker()
+            self._exit = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._exit.close()
+
+    def add_worker(self, name: str | None = None) -> Child:
+        """Start one more worker, called ``worker-N`` unless named, and return it without waiting for it."""
+        name = name or f"worker-{len(self._workers)}"
+        flags = ("--server", self.address, "--name", name, "--reconnect-for", "60s", *self._job_flags)
+        worker = self._start(name, (*self._worker_command, *flags))
+        self._workers.append(worker)
+        return worker
+
+    def poll(self) -> bool:
+        """Return whether all workers have ended with exit code 0.
+
+        Raises:
+            ProcessFailed: a worker ended with another exit code, or a server ended at all.
+        """
+        failed = [child for child in self._servers if child.returncode is not None]
+        failed += [child for child in self._workers if child.returncode not in (None, 0)]
+        if failed:
+            # "Cluster lost" is what the others say when one of them is gone: name the one.
+            raise min(failed, key=lambda child: child.returncode == ExitCode.CLUSTER_LOST).failure()
+        return all(child.returncode == 0 for child in self._workers)
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Return when all workers have ended with exit code 0.
+
+        Raises:
+            ProcessFailed: as soon as a worker ends with another exit code, or a server ends at all.
+            TimeoutError: ``timeout`` seconds have passed.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self.poll():
+            if deadline is not None and time.monotonic() >= deadline:
+                at_work = [child.name for child in self._workers if child.returncode is None]
+                raise TimeoutError(f"{', '.join(at_work)} still at work after {timeout} s")
+            time.sleep(_PAUSE)
+
+    def stop(self) -> None:
+        """Stop all processes: workers, then servers, the coordinator last. May be called again."""
+        try:
+            for group in (self._workers, self._servers[1:], self._servers[:1]):
+                stop_all(group, self._grace)
+        finally:  # interrupted: who asks a second time is in a hurry
+            for child in (*self._workers, *self._servers):
+                child.end(0.0)
+
+    def _start(self, name: str, command: Sequence[str]) -> Child:
+        flags = ("--metrics-port", "0", "--stop-with-stdin", "--log-format", "text")
+        return Child(name, (*command, *flags), echo=self._echo_logs)
+
+    def _start_servers(self, ready_files: Path) -> None:
+        """Start all servers, and return when the coordinator says that all have joined."""
+        coordinator = self._start_server(0, ready_files)
+        self.address, metrics = self._await_ready_file(coordinator, ready_files)
+        others = [self._start_server(shard, ready_files) for shard in range(1, self._server_count)]
+        self.metrics = (metrics, *(self._await_ready_file(other, ready_files)[1] for other in others))
+        self._await("the servers have joined", lambda: _is_ready(metrics))
+
+    def _start_server(self, shard: int, ready_files: Path) -> Child:
+        name = f"server-{shard}"
+        place = ("--join", self.address, "--shard", str(shard)) if shard else ()
+        flags = ("--host", "127.0.0.1", "--port", "0", "--shards", str(self._server_count), *place)
+        ready_file = ("--ready-file", str(ready_files / name))
+        server = self._start(name, (*self._server_command, *flags, *ready_file))
+        self._servers.append(server)
+        return server
+
+    def _await_ready_file(self, server: Child, ready_files: Path) -> tuple[str, str]:
+        """Return a server's address and that of its metrics."""
+        ready_file = ready_files / server.name
+        self._await(f"{server.name} is bound", ready_file.exists)
+        addresses = json.loads(ready_file.read_text())
+        return addresses["address"], addresses["metrics"]
+
+    def _await(self, what: str, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + _START_WITHIN
+        while not condition():
+            self.poll()
+            if time.monotonic() >= deadline:
+                logs = "\n".join(server.log_tail() for server in self._servers)
+                raise TimeoutError(f"waited {_START_WITHIN:g} s until {what}; the log says:\n{logs}")
+            time.sleep(_PAUSE)
+
+
+def _job_flags(job: str | Path | None, overrides: Sequence[str], workers: int) -> tuple[str, ...]:
+    settings = (*overrides, f"train.workers={workers}") if workers else overrides
+    return (
+        *(() if job is None else ("--job", str(job))),
+        *(flag for setting in settings for flag in ("--set", setting)),
+    )
+
+
+def _is_ready(metrics: str) -> bool:
+    connection = http.client.HTTPConnection(metrics, timeout=_ANSWER_WITHIN)
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == http.client.OK
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Have SIGTERM unwind the stack; by default it would end this process before any clean-up."""
+    in_main_thread = threading.current_thread() is threading.main_thread()  # others may set no handlers
+    if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _exit_terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _exit_terminated(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(int(ExitCode.TERMINATED))

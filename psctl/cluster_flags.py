@@ -1,0 +1,48 @@
+"""The flags that say what a local cluster consists of, and the cluster that they make."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import configargparse
+
+from psctl.cluster import LocalCluster
+
+__all__ = ["cluster_flags", "cluster_from"]
+
+
+def cluster_flags(parser: configargparse.ArgParser, *, workers: int, least_workers: int) -> None:
+    """Add ``--servers``, ``--workers`` (by default ``workers``), ``--job``, ``--set`` and ``--verbose``."""
+    parser.add_argument("--servers", type=_at_least(1), default=1, metavar="N", help="psserver processes")
+    parser.add_argument(
+        "--workers", type=_at_least(least_workers), default=workers, metavar="N", help="psworker processes"
+    )
+    parser.add_argument(
+        "--job", type=Path, metavar="FILE", help="job file (TOML); without it, a demo on handwritten digits"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="change a setting of the job, for example train.epochs=3; may be repeated",
+    )
+    parser.add_argument(
+        "--verbose", action="store_true", help="pass the processes' logs on to standard error"
+    )
+
+
+def cluster_from(options: argparse.Namespace) -> LocalCluster:
+    """Return the cluster that the flags describe, not started yet."""
+    return LocalCluster(options.servers, options.workers, options.job, options.set, echo_logs=options.verbose)
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r}: write a whole number, at least {least}")
+        return int(text)
+
+    return parse

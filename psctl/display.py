@@ -1,0 +1,208 @@
+"""A job in progress, as a person on a terminal sees it. Pure: a status in, something to draw out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, Self
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from protocol.status import ClusterStatus, JobStatus, Progress, Wait, WorkerStatus
+from psctl.figures import count, figure, plural, printable, span
+from psworker.job import Job
+
+__all__ = ["History", "describe", "job_status", "render", "sparkline", "time_left", "waits_for"]
+
+_CURVE: Final = 40  # columns of a loss curve
+_BAR: Final = 24  # columns of a bar
+_NAME: Final = 18  # columns of a name
+_FELT: Final = 0.5  # seconds; every synchronous step waits for somebody for a moment
+_LEVELS: Final = "▁▂▃▄▅▆▇█"
+
+_STATES: Final = {"waiting": ("waiting", "dim"), "left": ("done", "green"), "lost": ("lost", "bold red")}
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """The training loss as it fell: (share of the job done, loss), as many as a curve has columns at most."""
+
+    losses: tuple[tuple[float, float], ...] = ()
+
+    def after(self, progress: Progress | None) -> Self:
+        """Return the history with one more look at the job's progress."""
+        if progress is None or progress.train_loss is None:
+            return self
+        look = (_done(progress), progress.train_loss)
+        before = self.losses
+        if before and _column(before[-1][0]) == _column(look[0]):
+            before = before[:-1]
+        return type(self)((*before, look))
+
+
+def job_status(status: ClusterStatus, name: str) -> JobStatus | None:
+    """Return what the status says of a job; None while no worker has joined it."""
+    return next((job for job in status.jobs if job.name == name), None)
+
+
+def render(status: ClusterStatus | None, job: Job, history: History, *, most_workers: int) -> RenderableType:
+    """Return a job in progress: bars of the whole and of each worker, and how the loss falls.
+
+    Args:
+        status: of the cluster; None while it starts.
+        job: what is trained.
+        history: of the statuses so far, this one included.
+        most_workers: workers shown; the others are counted.
+    """
+    heading = Text(describe(job), style="bold")
+    shown = job_status(status, job.name) if status is not None else None
+    if status is None:
+        return Group(heading, Text("starting the servers ...", style="dim"))
+    if shown is None or shown.progress is None or all(w.state == "waiting" for w in shown.workers):
+        joined = len(shown.workers) if shown is not None else 0
+        return Group(
+            heading, Text(f"{joined} of {plural(job.train.workers, 'worker')} joined ...", style="dim")
+        )
+    wait = waits_for(shown.wait)
+    return Group(
+        heading,
+        Text(""),
+        _overall(shown.progress),
+        _workers(shown, shown.progress, most_workers),
+        *([Text(wait, style="yellow")] if wait else []),
+        Text(""),
+        _measures(shown.progress, history),
+    )
+
+
+def describe(job: Job) -> str:
+    """Return what is trained and how, in a line."""
+    staleness = job.train.staleness
+    how = {0.0: "synchronous", math.inf: "asynchronous"}.get(staleness, f"staleness {staleness:g}")
+    return " · ".join(printable(text) for text in (job.name, job.model.kind, how))
+
+
+def time_left(progress: Progress) -> float | None:
+    """Return the seconds that the rest takes if it goes on like this; None before anything is done."""
+    if not progress.chunks_done:
+        return None
+    return progress.seconds * (progress.chunks - progress.chunks_done) / progress.chunks_done
+
+
+def waits_for(wait: Wait | None) -> str:
+    """Return who keeps a synchronous step waiting, and how long; "" if nobody does for long."""
+    if wait is None or wait.seconds < _FELT or not wait.waiting_for:
+        return ""
+    return f"waiting for {', '.join(printable(name) for name in wait.waiting_for)} ({wait.seconds:.1f} s)"
+
+
+def sparkline(points: Iterable[tuple[float, float]]) -> str:
+    """Return a curve of characters that spans the whole job.
+
+    Args:
+        points: (share of the job done, from 0 to 1, finite or infinite value), in order. A column without
+            a point repeats the one before; infinities and NaN are left out.
+    """
+    columns = {_column(share): value for share, value in points if math.isfinite(value)}
+    if not columns:
+        return ""
+    low, high = min(columns.values()), max(columns.values())
+    curve, level = "", " "
+    for column in range(max(columns) + 1):
+        if column in columns:
+            height = (columns[column] / 2 - low / 2) / (high / 2 - low / 2) if high > low else 0.0
+            level = _LEVELS[round(height * (len(_LEVELS) - 1))]
+        curve += level
+    return curve
+
+
+def _column(share: float) -> int:
+    """Return the column of a curve that shows a job at this share of it."""
+    return min(_CURVE - 1, int(share * _CURVE))
+
+
+def _done(progress: Progress) -> float:
+    return progress.chunks_done / progress.chunks if progress.chunks else 0.0
+
+
+def _rows(*columns: int | None) -> Table:
+    """Return a table without lines; a number is a column's width."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for width in columns:
+        table.add_column(width=width, no_wrap=True, overflow="ellipsis")
+    return table
+
+
+def _overall(progress: Progress) -> Table:
+    rows = _rows(_NAME, _BAR, None)
+    left = time_left(progress)
+    facts = [f"{count(progress.chunks_done)}/{count(progress.chunks)} chunks"]
+    if progress.train_examples and progress.seconds:
+        facts.append(f"{count(progress.train_examples / progress.seconds)} examples/s")
+    if progress.phase == "finished":
+        facts.append(f"done in {span(progress.seconds)}")
+    elif progress.phase == "evaluate":
+        facts.append("evaluating")
+    elif left is not None:
+        facts.append(f"{span(left)} left")
+    rows.add_row(
+        Text(f"epoch {progress.epoch}/{progress.epochs}"),
+        _bar(_done(progress), "green"),
+        Text(" · ".join(facts)),
+    )
+    return rows
+
+
+def _workers(job: JobStatus, progress: Progress, most: int) -> Table:
+    """Return a bar for each worker; it is as full as the whole's for the one that has done most."""
+    rows = _rows(_NAME, _BAR, None, None, None, None)
+    for column in rows.columns[2:]:
+        column.justify = "right"
+    in_all = sum(worker.examples for worker in job.workers) or 1
+    most_done = max((worker.examples for worker in job.workers), default=0) or 1
+    for worker in sorted(job.workers, key=lambda one: (len(one.name), one.name))[:most]:
+        rows.add_row(
+            Text(printable(worker.name)),
+            _bar(_done(progress) * worker.examples / most_done, "cyan"),
+            Text(f"{count(worker.examples)} examples ({worker.examples / in_all:.0%})"),
+            _speed(worker),
+            Text(f"step {count(worker.clock)}"),
+            Text(f"loss {figure(worker.loss)}"),
+        )
+    if len(job.workers) > most:
+        rows.add_row(Text(f"and {len(job.workers) - most} more", style="dim"))
+    return rows
+
+
+def _speed(worker: WorkerStatus) -> Text:
+    if worker.state == "training":
+        return Text(f"{count(worker.examples_per_second)}/s")
+    name, style = _STATES.get(worker.state, (printable(worker.state), ""))
+    return Text(name, style=style)
+
+
+def _bar(done: float, colour: str) -> ProgressBar:
+    return ProgressBar(total=1.0, completed=done, width=_BAR, complete_style=colour, finished_style=colour)
+
+
+def _measures(progress: Progress, history: History) -> Table:
+    """Return the training loss and each held-out measure: its name, its value now, its curve."""
+    rows = _rows(_NAME, None, _CURVE)
+    rows.add_row(Text("training loss"), Text(figure(progress.train_loss)), _curve(history.losses))
+    for mean in progress.evaluations[-1].means if progress.evaluations else ():
+        points = [
+            (evaluation.epoch / max(1, progress.epochs), one.value)
+            for evaluation in progress.evaluations
+            for one in evaluation.means
+            if one.name == mean.name
+        ]
+        rows.add_row(Text(f"held-out {printable(mean.name)}"), Text(figure(mean.value)), _curve(points))
+    return rows
+
+
+def _curve(points: Iterable[tuple[float, float]]) -> Text:
+    return Text(sparkline(points), style="magenta")

@@ -1,0 +1,46 @@
+"""How numbers, durations and peers' texts read on a screen."""
+
+from __future__ import annotations
+
+import math
+
+__all__ = ["count", "figure", "plural", "printable", "size", "span"]
+
+
+def printable(text: str) -> str:
+    """Return ``text`` with everything escaped that a terminal might obey: it may come from a peer."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def count(number: float) -> str:
+    """Return a number of things: ``12,345``."""
+    return f"{number:,.0f}"
+
+
+def plural(number: int, thing: str) -> str:
+    """Return ``1 server``, ``2 servers``."""
+    return f"{count(number)} {thing}" if number == 1 else f"{count(number)} {thing}s"
+
+
+def figure(value: float | None) -> str:
+    """Return a loss or another measure: four decimals, or scientific where these would say little."""
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.3e}"
+
+
+def span(seconds: float) -> str:
+    """Return a duration: ``0:07``, ``2:05``, ``1:02:05``; ``-`` where there is none."""
+    if not math.isfinite(seconds):
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def size(number: int) -> str:
+    """Return a number of bytes: ``512 B``, ``1.5 MiB``."""
+    value, units = float(number), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while value >= 1024 and len(units) > 1:
+        value, units = value / 1024, units[1:]
+    return f"{count(value)} B" if units[0] == "B" else f"{value:.1f} {units[0]}"

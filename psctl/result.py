@@ -1,0 +1,83 @@
+"""What came of a training: the figures that scripts read and people remember."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from protocol.errors import UnknownJob
+from protocol.status import ClusterStatus
+from psctl.display import job_status
+from psctl.figures import count, figure, plural, printable
+from psworker.job import Job
+
+__all__ = ["Result", "result_of", "result_table"]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A finished job.
+
+    ``examples`` counts training examples processed, ``steps`` is the furthest worker's clock, ``seconds`` the
+    time from the first worker's joining to the end of the work. ``loss`` is the held-out loss of the last
+    evaluation, or the training loss if there was none; ``metrics`` are the evaluation's other means.
+    """
+
+    job: str
+    model: str
+    servers: int
+    workers: int
+    examples: int
+    steps: int
+    seconds: float
+    loss: float | None
+    metrics: Mapping[str, float]
+    checkpoint: str | None = None
+
+
+def result_of(status: ClusterStatus, job: Job) -> Result:
+    """Return the figures of a job from the last status of its cluster.
+
+    Raises:
+        UnknownJob: the cluster knows nothing of the job's work.
+    """
+    found = job_status(status, job.name)
+    if found is None or found.progress is None:
+        raise UnknownJob("the cluster has no such job with work to do", field="job", value=job.name)
+    progress = found.progress
+    means = {mean.name: mean.value for mean in progress.evaluations[-1].means} if progress.evaluations else {}
+    return Result(
+        job=job.name,
+        model=job.model.kind,
+        servers=len(status.shards),
+        workers=len(found.workers),
+        examples=progress.train_examples,
+        steps=max((worker.clock for worker in found.workers), default=0),
+        seconds=progress.seconds,
+        loss=means.pop("loss", progress.train_loss),
+        metrics=means,
+    )
+
+
+def result_table(result: Result) -> Table:
+    """Return the figures for a person."""
+    table = Table(box=box.ROUNDED, show_header=False, padding=(0, 1))
+    table.add_column(style="dim")
+    table.add_column(justify="right")
+    speed = f" ({count(result.examples / result.seconds)}/s)" if result.seconds else ""
+    rows = {
+        "job": f"{result.job} ({result.model})",
+        "cluster": f"{plural(result.servers, 'server')}, {plural(result.workers, 'worker')}",
+        "examples": count(result.examples) + speed,
+        "steps": count(result.steps),
+        "time": f"{result.seconds:.1f} s",
+        "loss": figure(result.loss),
+        **{name: figure(value) for name, value in result.metrics.items()},
+    }
+    for name, value in rows.items():
+        table.add_row(Text(printable(name)), Text(printable(value)))
+    return table

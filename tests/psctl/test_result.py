@@ -1,0 +1,79 @@
+import io
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from protocol.errors import UnknownJob
+from protocol.status import ClusterStatus, Evaluation, Mean
+from psctl.json_text import json_text
+from psctl.result import result_of, result_table
+from psworker.job import load_job
+
+MakeStatus = Callable[..., ClusterStatus]
+JOB = load_job(None, ())
+
+
+def test_the_json_has_exactly_the_promised_keys(make_status: MakeStatus) -> None:
+    text = json_text(result_of(make_status(), JOB))
+    assert "\n" not in text
+    assert json.loads(text) == {
+        "job": "digits",
+        "model": "softmax",
+        "servers": 1,
+        "workers": 2,
+        "examples": 4500,
+        "steps": 31,
+        "seconds": 6.0,
+        "loss": 0.6,
+        "metrics": {"accuracy": 0.75},
+        "checkpoint": None,
+    }
+
+
+def test_without_an_evaluation_the_loss_is_that_of_training(make_status: MakeStatus) -> None:
+    result = result_of(make_status(evaluations=()), JOB)
+    assert result.loss == 0.5
+    assert result.metrics == {}
+
+
+def test_an_evaluation_without_a_loss(make_status: MakeStatus) -> None:
+    result = result_of(make_status(evaluations=(Evaluation(1, 5, (Mean("mse", 2.0),)),)), JOB)
+    assert result.loss == 0.5
+    assert result.metrics == {"mse": 2.0}
+
+
+def test_numbers_that_json_has_not(make_status: MakeStatus) -> None:
+    means = (Mean("loss", math.nan), Mean("up", math.inf), Mean("down", -math.inf))
+    text = json_text(result_of(make_status(evaluations=(Evaluation(1, 5, means),)), JOB))
+    result = json.loads(text, parse_constant=pytest.fail)
+    assert result["loss"] is None
+    assert result["metrics"] == {"up": "inf", "down": "-inf"}
+
+
+def test_a_job_that_the_cluster_does_not_know(make_status: MakeStatus) -> None:
+    status = make_status()
+    with pytest.raises(UnknownJob, match="digits"):
+        result_of(replace(status, jobs=()), JOB)
+    with pytest.raises(UnknownJob):
+        result_of(replace(status, jobs=(replace(status.jobs[0], progress=None),)), JOB)
+
+
+def test_the_table_names_every_figure(make_status: MakeStatus) -> None:
+    console = Console(file=io.StringIO(), width=80, color_system=None)
+    with console.capture() as captured:
+        console.print(result_table(result_of(make_status(), JOB)))
+    text = captured.get()
+    for fact in (
+        "digits (softmax)",
+        "1 server, 2 workers",
+        "4,500 (750/s)",
+        "31",
+        "6.0 s",
+        "0.6000",
+        "0.7500",
+    ):
+        assert fact in text

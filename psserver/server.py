@@ -11,6 +11,7 @@ from typing import Any, Final, cast
 import protocol
 from protocol.connection import Array, Connection, dial
 from protocol.daemon.logs import RateLimited
+from protocol.daemon.settings import join_address
 from protocol.errors import (
     BadRequest,
     BadTensor,
@@ -112,7 +113,7 @@ class Server:
         loop = asyncio.get_running_loop()
         self._listener = await loop.create_server(self._accept, settings.host, settings.port, backlog=1024)
         host, port = self._listener.sockets[0].getsockname()[:2]
-        address = f"{host}:{port}"
+        address = join_address(host, port)
         if self._coordinator is not None:
             self._coordinator.listening_at(address)
         else:

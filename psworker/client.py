@@ -119,10 +119,10 @@ async def connect(
             identity = (joined.job, joined.worker, joined.incarnation)
             hello = Hello((VERSION,), f"psworker/{protocol.__version__}", *identity)
             addresses = joined.shards
-        for other in addresses[1:]:
-            shards.append(await _greet_shard(other, hello, traffic))  # noqa: PERF401 (closed below if one fails)
         heartbeat = asyncio.create_task(client._beat()) if not observe else None
         try:
+            for other in addresses[1:]:
+                shards.append(await _greet_shard(other, hello, traffic))  # noqa: PERF401 (closed if one fails)
             yield client
         finally:
             if heartbeat is not None:

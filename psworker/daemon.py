@@ -78,11 +78,16 @@ async def work(settings: WorkerSettings, metrics: WorkerMetrics) -> None:
 
 
 async def _job_of_cluster(settings: WorkerSettings) -> Job:
-    plan = await fetch_plan(settings.server, None, reconnect_for=settings.reconnect_for)
-    if plan is None:
+    try:
+        plan = await fetch_plan(settings.server, None, reconnect_for=settings.reconnect_for)
+    except UnknownJob as error:
         raise UnknownJob(
-            "the cluster's job was made without a job file; give one", field="--job", value="(absent)"
-        )
+            "the cluster has no job, or several: say which with --job FILE",
+            field=error.field,
+            value=error.value,
+        ) from error
+    if plan is None:
+        raise UnknownJob("the cluster's job was made without a job file: give one with --job FILE")
     return job_from_json(plan.text)
 
 

@@ -56,18 +56,15 @@ class _Loop:
             raise
 
     def close(self) -> None:
-        """End the thread when all that was cancelled has cleaned up."""
-        asyncio.run_coroutine_threadsafe(_cancel_all(), self.loop).result()
+        """End the thread when all that was interrupted has cleaned up."""
+        asyncio.run_coroutine_threadsafe(_others_end(), self.loop).result()
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join()
         self.loop.close()
 
 
-async def _cancel_all() -> None:
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
-        task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
+async def _others_end() -> None:
+    await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}), return_exceptions=True)
 
 
 @contextmanager

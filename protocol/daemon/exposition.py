@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Callable, Iterable
 from socketserver import ThreadingMixIn
@@ -10,6 +11,8 @@ from typing import Any, Final
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
+
+from protocol.daemon.settings import join_address
 
 __all__ = ["Exposition"]
 
@@ -20,6 +23,10 @@ StartResponse = Callable[[str, list[tuple[str, str]]], Any]
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
+
+
+class _Server6(_Server):
+    address_family = socket.AF_INET6
 
 
 class _Quiet(WSGIRequestHandler):
@@ -50,9 +57,10 @@ class Exposition:
         Raises:
             OSError: the port is taken.
         """
-        self._server = make_server(host, port, self._answer, server_class=_Server, handler_class=_Quiet)
+        kind = _Server6 if ":" in host else _Server
+        self._server = make_server(host, port, self._answer, server_class=kind, handler_class=_Quiet)
         threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
-        return f"{host}:{self._server.server_port}"
+        return join_address(host, self._server.server_port)
 
     def close(self) -> None:
         """Stop answering."""

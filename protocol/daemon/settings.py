@@ -7,19 +7,32 @@ A flag beats its environment variable (``PSSERVER_PORT``), which beats the key o
 from __future__ import annotations
 
 import argparse
+import io
 import ipaddress
 import re
 import textwrap
+import tomllib
 from fractions import Fraction
-from typing import Final
+from typing import Any, Final, TextIO
 
 import configargparse
 
 import protocol
 
-__all__ = ["address", "duration", "is_loopback", "job_name", "log_flags", "new_parser", "port", "size"]
+__all__ = [
+    "address",
+    "duration",
+    "is_loopback",
+    "job_name",
+    "join_address",
+    "log_flags",
+    "new_parser",
+    "port",
+    "size",
+]
 
 _UNITS: Final = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+_PROGRAMS: Final = ("psserver", "psworker", "psctl")
 _SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _ELSEWHERE: Final = (
     "Each flag is also read from the environment (--some-flag from {prefix}_SOME_FLAG) and from the "
@@ -36,6 +49,25 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
         return str(super()._get_help_string(action))
 
 
+class _Tables(configargparse.TomlConfigParser):  # type: ignore[misc]
+    """A TOML file holds the tables of all commands and nothing else: a slip is not passed over."""
+
+    def parse(self, stream: TextIO) -> dict[str, Any]:
+        text = stream.read()
+        try:
+            document = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise configargparse.ConfigFileParserException(f"--config is not TOML: {error}") from error
+        for name, value in document.items():
+            if name not in _PROGRAMS or not isinstance(value, dict):
+                tables = ", ".join(f"[{program}]" for program in _PROGRAMS)
+                raise configargparse.ConfigFileParserException(
+                    f"--config: {name!r} is not one of the tables {tables}; settings go into these"
+                )
+        found: dict[str, Any] = super().parse(io.StringIO(text))
+        return found
+
+
 def new_parser(
     program: str, description: str, *, command: str = "", examples: str = ""
 ) -> configargparse.ArgParser:
@@ -50,7 +82,7 @@ def new_parser(
         auto_env_var_prefix=f"{program.upper()}_",
         add_env_var_help=False,
         add_config_file_help=False,
-        config_file_parser_class=configargparse.TomlConfigParser([table]),
+        config_file_parser_class=_Tables([table]),
         formatter_class=_Help,
         allow_abbrev=False,
         epilog=examples + textwrap.fill(_ELSEWHERE.format(prefix=program.upper(), table=table), 80),
@@ -108,6 +140,11 @@ def address(text: str) -> tuple[str, int]:
             f"{text!r} is no address; write HOST:PORT, for example 127.0.0.1:7070"
         )
     return host, port(number)
+
+
+def join_address(host: str, port: int) -> str:
+    """Return ``HOST:PORT`` as ``address`` reads it."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def job_name(text: str) -> str:

@@ -1,0 +1,185 @@
+"""Every exit code that exists so far, from real processes, and the message that goes with it."""
+
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from psctl import LocalCluster
+from tests.integration.daemons import daemons, read_ready_file
+
+BACKGROUND = ("train.workers=2", "train.epochs=100000")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def set_flags(*settings: str) -> list[str]:
+    return [flag for setting in settings for flag in ("--set", setting)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--port", "x"], "is no port"),
+        (["--shards", "0"], "--shards 0"),
+        (["--shard", "1"], "--join"),
+        (["--host", "0.0.0.0"], "--insecure"),
+        (["--max-frame", "1GB"], "64KiB"),
+        (["--nonsense"], "--nonsense"),
+    ],
+)
+def test_2_bad_server_flags(flags: list[str], says: str) -> None:
+    with daemons() as start:
+        server = start("psserver", *flags)
+        assert server.exit_code() == 2
+        assert says in server.log()
+
+
+def test_2_a_port_that_is_taken() -> None:
+    with daemons() as start:
+        taken = start.server().addresses()["address"].rpartition(":")[2]
+        second = start("psserver", "--port", taken, "--metrics-port", "0")
+        assert second.exit_code() == 2
+        assert f"--port {taken}" in second.log()
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        (["train.epoch=3"], '"epochs"'),
+        (["model.kind=sofmax"], "softmax"),
+        (["optimizer.name=sdg"], "sdg"),
+        (["optimizer.lr=-1"], "lr"),
+    ],
+)
+def test_2_bad_jobs(settings: list[str], says: str) -> None:
+    with daemons() as start:
+        address = start.server().addresses()["address"]
+        worker = start.worker(address, *set_flags(*settings))
+        assert worker.exit_code() == 2
+        assert says in worker.log()
+
+
+def test_10_no_server() -> None:
+    address = f"127.0.0.1:{free_port()}"
+    with daemons() as start:
+        worker = start.worker(address, "--reconnect-for", "100ms", *set_flags("train.epochs=1"))
+        server = start.server("--join", address)
+        status = start("psctl", "status", "--server", address)
+        assert [one.exit_code() for one in (worker, server, status)] == [10, 10, 10]
+        for one in (worker, server, status):
+            assert address in one.log()
+
+
+def test_11_a_server_that_refuses_another_shard() -> None:
+    with daemons() as start:
+        address = start.server().addresses()["address"]
+        second = start.server("--join", address)
+        assert second.exit_code() == 11
+        assert "--shards" in second.log()
+
+
+def test_12_another_job_of_the_same_name() -> None:
+    with LocalCluster(servers=1) as cluster, daemons() as start:
+        first = start.worker(cluster.address, *set_flags(*BACKGROUND))
+        first.wait_for("ready")
+        start.worker(cluster.address, *set_flags(*BACKGROUND)).wait_for("works on job")
+        other = start.worker(cluster.address, *set_flags(*BACKGROUND, "train.batch-size=7"))
+        assert other.exit_code() == 12
+        assert "[train] batch-size is 7 in one and 64 in the other" in other.log()
+
+
+def test_12_a_cluster_without_a_job() -> None:
+    with LocalCluster(servers=1) as cluster, daemons() as start:
+        worker = start.worker(cluster.address)
+        assert worker.exit_code() == 12
+        assert "--job" in worker.log()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, ["train.csv", "o such file"]),
+        ("", ["train.csv"]),
+        ("x,label\n1,2\n3,4\nfive,6\n", ["train.csv", "line 4", "five", "x"]),
+        ("x,label\n1,2\n3\n", ["train.csv", "line 3"]),
+        ("x,y\n1,2\n", ["train.csv", "label"]),
+        ("x,label\n1,2\nnan,3\n", ["train.csv", "line 3", "nan"]),
+    ],
+)
+def test_14_data_that_cannot_be_read(content: str | None, says: list[str], tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "train.csv").write_text(content)
+    job = set_flags("job.name=bad", "model.kind=linear", "data.source=train.csv", "eval.holdout=0")
+    with LocalCluster(servers=1) as cluster, daemons() as start:
+        worker = start.worker(cluster.address, *job, cwd=tmp_path)
+        assert worker.exit_code() == 14
+        for text in says:
+            assert text in worker.log()
+
+
+def test_15_a_server_that_is_gone() -> None:
+    with daemons() as start:
+        coordinator = start.server("--shards", "2")
+        address = coordinator.addresses()["address"]
+        shard = start.server("--join", address)
+        shard.addresses()
+        workers = [start.worker(address, *set_flags(*BACKGROUND)) for _ in range(2)]
+        for worker in workers:
+            worker.wait_for("works on job")
+        coordinator.process.kill()
+        assert [one.exit_code() for one in (*workers, shard)] == [15, 15, 15]
+        assert address in workers[0].log()
+
+
+def test_15_a_synchronous_job_that_lost_a_worker_names_it() -> None:
+    with LocalCluster(servers=2) as cluster, daemons() as start:
+        names = ("ada", "bob")
+        ada, bob = (start.worker(cluster.address, "--name", name, *set_flags(*BACKGROUND)) for name in names)
+        for worker in (ada, bob):
+            worker.wait_for("works on job")
+        ada.process.kill()
+        assert bob.exit_code() == 15
+        assert "ada" in bob.log()
+
+
+def test_16_a_job_that_diverges(tmp_path: Path) -> None:
+    rows = "\n".join(f"{i},{i}" for i in range(1000))
+    (tmp_path / "train.csv").write_text(f"x,label\n{rows}\n")
+    job = set_flags("job.name=wild", "model.kind=linear", "data.source=train.csv", "optimizer.lr=1e30")
+    with LocalCluster(servers=1) as cluster, daemons() as start:
+        worker = start.worker(cluster.address, *job, cwd=tmp_path)
+        assert worker.exit_code() == 16
+        assert "NaN or infinity" in worker.log()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_clean_stops(number: signal.Signals, code: int, tmp_path: Path) -> None:
+    ready = tmp_path / "ready.json"
+    with daemons() as start:
+        server = start.server("--ready-file", str(ready))
+        address = server.addresses()["address"]
+        job = set_flags("train.workers=1", "train.epochs=100000")
+        worker = start.worker(address, "--name", "only", *job)
+        worker.wait_for("works on job")
+        content = read_ready_file(ready)
+        assert content["address"] == address
+        assert content["pid"] == server.process.pid
+
+        worker.process.send_signal(number)
+        assert worker.exit_code() == code
+        server.wait_for("only left job digits")
+
+        # The lease came back: whoever comes next goes on with the job.
+        waiting = start.worker(address, "--name", "only", *set_flags("train.workers=2", "job.name=other"))
+        waiting.wait_for("ready")
+        waiting.process.send_signal(number)  # it waits for a second worker
+        assert waiting.exit_code() == code
+        server.process.send_signal(number)
+        assert server.exit_code() == code
+        assert "Traceback" not in server.log() + worker.log() + waiting.log()

@@ -2,9 +2,10 @@
 
 import sys
 
-from benchmarks import dense, pushes_per_second
+from benchmarks import csv_memory, dense, pushes_per_second
 
 BENCHMARKS = {
+    "csv-memory": csv_memory.main,
     "dense": dense.main,
     "small-pushes": pushes_per_second.main,
 }

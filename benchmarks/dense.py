@@ -1,16 +1,23 @@
 """`python -m benchmarks dense`: push, pull and push_pull of dense tensors, systems side by side."""
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 
 from benchmarks.arguments import positive_float, positive_int
 from benchmarks.isolated import SystemFailed
 from benchmarks.progress import progress_on
+from benchmarks.pushes_per_second import as_json as small_pushes_as_json
+from benchmarks.pushes_per_second import measure
+from benchmarks.pushes_per_second import render_text as render_small_pushes
 from benchmarks.rounds import Report, Settings, run
 from benchmarks.sizes import parse_size
+from benchmarks.small_pushes import LoadFailed
 from benchmarks.systems.registry import CEILING, ENTRIES, Entry
-from benchmarks.table import print_rich, render_json, render_text
+from benchmarks.table import as_json, print_rich, render_text
+
+CONNECTIONS = (16, 500)
 
 _REPEAT, _SECONDS = 5, 0.4
 _QUICK_REPEAT, _QUICK_SECONDS = 3, 0.05
@@ -26,10 +33,18 @@ def main(arguments: list[str]) -> int:
     try:
         with progress_on(sys.stderr) as progress:
             report = run(options.systems, settings, progress)
+            small = measure(CONNECTIONS, options.repeat, options.seconds, progress)
     except SystemFailed as error:
         print(f"{CEILING.name}: failed, {error}; no figure can be judged", file=sys.stderr)
         return 1
-    _print(report, options.format)
+    except LoadFailed as error:
+        print(f"small pushes: {error}", file=sys.stderr)
+        return 1
+    if options.format == "json":
+        print(json.dumps({**as_json(report), "small_pushes": small_pushes_as_json(small)}))
+    else:
+        _print(report)
+        print("\n" + render_small_pushes(small))
     return 1 if report.failed else 0
 
 
@@ -92,10 +107,8 @@ def _systems(text: str) -> tuple[Entry, ...]:
     return tuple(entry for entry in ENTRIES if entry.name in names | {CEILING.name})
 
 
-def _print(report: Report, form: str) -> None:
-    if form == "json":
-        print(render_json(report))
-    elif sys.stdout.isatty():
+def _print(report: Report) -> None:
+    if sys.stdout.isatty():
         from rich.console import Console
 
         print_rich(report, Console())

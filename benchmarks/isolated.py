@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 from benchmarks.child_processes import SPAWN, child_process
+from benchmarks.pinning import kept_apart
 from benchmarks.systems.interface import Operation, System
 
 Measure = Callable[[Operation, int, float], float]
@@ -65,8 +66,9 @@ def _run_system(build: Callable[[], System], requests: Connection) -> None:
     try:
         system.start()
         _send(requests, 0.0)
-        for request in _requests_until_closed(requests):
-            _send(requests, system.measure(*request))
+        for operation, nbytes, seconds in _requests_until_closed(requests):
+            with kept_apart(nbytes):
+                _send(requests, system.measure(operation, nbytes, seconds))
     except Exception as error:
         traceback.print_exc()
         _send(requests, _Failure(f"{type(error).__name__}: {error}"))

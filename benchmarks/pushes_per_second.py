@@ -7,6 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import product
+from typing import Any, cast
+
+import numpy as np
 
 from benchmarks.arguments import positive_float, positive_int
 from benchmarks.columns import align
@@ -15,6 +18,12 @@ from benchmarks.small_pushes import Load, LoadFailed, LoadResult, run_load
 from benchmarks.summary import speed_ratios, summarize
 from benchmarks.systems.uvloop_echo import echo_server
 from benchmarks.systems.verification import make_gradient
+from protocol.frames import PRELUDE, VERSION, encode_prelude
+from protocol.messages import Hello, Joined, Push, encode_request
+from protocol.tensors import Part
+from psctl import LocalCluster
+from psworker import Add
+from psworker.sync import connect
 
 _KILOBYTE = 1000
 
@@ -37,9 +46,47 @@ def _echo() -> Iterator[Load]:
         yield Load(server.address, server.pid, request=frame, reply=len(frame))
 
 
+class _Asyncps:
+    """What each connection to a server of this project sends: a hello, then the same push for ever."""
+
+    def __init__(self, joined: Joined, elements: int) -> None:
+        hello = Hello((VERSION,), "benchmark", "small", joined.worker, joined.incarnation)
+        push = Push((Part("w", "float32", elements),), step=0)
+        payload = make_gradient(elements * 4).tobytes()
+        self._frames = tuple(
+            encode_prelude(len(header), len(body)) + header + body
+            for header, body in ((encode_request(1, hello), b""), (encode_request(2, push), payload))
+        )
+
+    def __call__(self, connection: int, number: int) -> bytes:
+        return self._frames[min(number, 1)]
+
+
+def _complete_replies(received: bytes) -> int:
+    complete, begin = 0, 0
+    while begin + PRELUDE.size <= len(received):
+        _, _, _, header, payload = PRELUDE.unpack_from(received, begin)
+        begin += PRELUDE.size + header + payload
+        complete += begin <= len(received)
+    return complete
+
+
+@contextmanager
+def _asyncps() -> Iterator[Load]:
+    elements = _KILOBYTE // 4
+    with LocalCluster(servers=1) as cluster, connect(cluster.address, "small") as client:
+        client.create("w", np.zeros(elements, np.float32), optimizer=Add())
+        joined = cast(Joined, client.joined)
+        host, _, port = cluster.address.rpartition(":")
+        server = cluster.servers[0].pid
+        yield Load((host, int(port)), server, request=_Asyncps(joined, elements), reply=_complete_replies)
+        if client.pull("w")[0] == 0:
+            raise LoadFailed("asyncps: nothing was added")
+
+
 CEILING = Target("uvloop echo (ceiling)", _echo)
 
-TARGETS = (CEILING,)
+TARGETS = (CEILING, Target("asyncps, 1 shard", _asyncps))
 
 
 def main(arguments: list[str]) -> int:
@@ -47,12 +94,14 @@ def main(arguments: list[str]) -> int:
     options = _parse(arguments)
     try:
         with progress_on(sys.stderr) as progress:
-            results = _run(options.connections, options.repeat, options.seconds, progress)
+            results = measure(options.connections, options.repeat, options.seconds, progress)
     except LoadFailed as error:
         print(f"small-pushes: {error}", file=sys.stderr)
         return 1
-    render = _render_json if options.format == "json" else _render_text
-    print(render(results, options.connections))
+    if options.format == "json":
+        print(json.dumps({"benchmark": "small-pushes", **as_json(results)}))
+    else:
+        print(render_text(results))
     return 0
 
 
@@ -79,7 +128,11 @@ def _counts(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(map(positive_int, text.split(","))))
 
 
-def _run(counts: Sequence[int], repeat: int, seconds: float, progress: Progress) -> Results:
+def measure(counts: Sequence[int], repeat: int, seconds: float, progress: Progress) -> Results:
+    """Load each target over each number of connections, in turns, `repeat` times.
+
+    Raises LoadFailed where a target does not answer.
+    """
     results: Results = {(target.label, count): [] for target in TARGETS for count in counts}
     with ExitStack() as stack:
         loads = [(target, stack.enter_context(target.start())) for target in TARGETS]
@@ -96,7 +149,9 @@ def _ratios(results: Results, label: str, count: int) -> list[float]:
     return speed_ratios(series, ceiling)
 
 
-def _render_text(results: Results, counts: Sequence[int]) -> str:
+def render_text(results: Results) -> str:
+    """Return a table for people."""
+    counts = list(dict.fromkeys(count for _, count in results))
     lines = [["1 KB pushes/s"], ["server"]]
     for count in counts:
         lines[0].extend(["", f"{count} connections", "", ""])
@@ -113,15 +168,15 @@ def _render_text(results: Results, counts: Sequence[int]) -> str:
     return align(lines)
 
 
-def _render_json(results: Results, counts: Sequence[int]) -> str:
+def as_json(results: Results) -> dict[str, Any]:
+    """Return every round's figures, to be written as JSON."""
     series = [
         {
-            "server": target.label,
+            "server": label,
             "connections": count,
-            "rounds": [asdict(result) for result in results[target.label, count]],
-            "ratios_to_ceiling": _ratios(results, target.label, count),
+            "rounds": [asdict(result) for result in rounds],
+            "ratios_to_ceiling": _ratios(results, label, count),
         }
-        for target in TARGETS
-        for count in counts
+        for (label, count), rounds in results.items()
     ]
-    return json.dumps({"benchmark": "small-pushes", "ceiling": CEILING.label, "series": series})
+    return {"ceiling": CEILING.label, "series": series}

@@ -385,7 +385,9 @@ class Connection(asyncio.BufferedProtocol):
         if payload <= _JOINED:
             transport.write(b"".join([prelude, header, *write_buffers(arrays)]))
         else:
-            transport.writelines([prelude + header, *write_buffers(arrays)])
+            # The header goes ahead: the peer is woken, and reads it, while the payload is still being copied.
+            transport.write(prelude + header)
+            transport.writelines(write_buffers(arrays))
 
     # --- ending
 

@@ -72,7 +72,7 @@ async def work(settings: WorkerSettings, metrics: WorkerMetrics) -> None:
             await _train(client, model, source, job, optimizer, metrics)
             _log.info("%s is done after %d steps", client.name, client.clock)
     except JobMismatch as error:
-        if error.field == "plan":
+        if error.field in ("plan", "chunks"):
             raise await _explained(settings, job, plan, error) from error
         raise
 

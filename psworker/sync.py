@@ -16,7 +16,7 @@ from typing import Any, TypeVar, overload
 import numpy.typing as npt
 
 from protocol.errors import ConnectionLost
-from protocol.messages import TensorInfo
+from protocol.messages import Joined, TensorInfo
 from protocol.optimizers import Optimizer
 from psworker import client
 
@@ -110,6 +110,11 @@ class SyncClient:
     def name(self) -> str:
         """This worker's name; "" for an observer."""
         return self._client.name
+
+    @property
+    def joined(self) -> Joined | None:
+        """What the coordinator said on joining; None for an observer."""
+        return self._client.joined
 
     @property
     def staleness(self) -> float:

@@ -42,7 +42,7 @@ CEILING = Entry("raw-tcp", "raw TCP (ceiling)", RawTcp)
 ENTRIES = (
     CEILING,
     Entry("raw-tcp-streaming", "raw TCP, streaming", RawTcpStreaming, operations=("push",)),
-    Entry("uvloop-echo", "uvloop echo", UvloopEcho, operations=("push_pull",), most_bytes=1024),
+    Entry("uvloop-echo", "uvloop echo", UvloopEcho, operations=("push_pull",), most_bytes=64 * 1024),
     Entry("asyncps-1", "asyncps, 1 shard", OneShard),
     Entry("asyncps-2", "asyncps, 2 shards", TwoShards),
     Entry("torch", "torch.distributed.rpc", TorchRpc, needs="torch"),

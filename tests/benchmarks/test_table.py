@@ -1,11 +1,10 @@
 import io
-import json
 
 import pytest
 from rich.console import Console
 
 from benchmarks.rounds import Point, Report, Row, Settings
-from benchmarks.table import print_rich, render_json, render_text
+from benchmarks.table import as_json, print_rich, render_text
 
 LARGE, SMALL = 100_000_000, 1000
 
@@ -66,7 +65,7 @@ def test_text_names_what_is_missing_and_why() -> None:
 
 
 def test_json_has_the_raw_figure_of_every_round() -> None:
-    report = json.loads(render_json(made_up_report()))
+    report = as_json(made_up_report())
     assert report["skipped"] == {"ray": "not installed, skipped (pip install 'asyncps[peers]')"}
     assert report["failed"] == {"torch": "RuntimeError: no"}
     slow = report["systems"][1]

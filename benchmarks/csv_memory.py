@@ -39,9 +39,8 @@ def main(arguments: list[str]) -> int:
         rows = [["process", "peak MB"], *([name, f"{peak / 1e6:.0f}"] for name, peak in peaks.items())]
         print(align(rows))
         seconds, mse = result["seconds"], result["metrics"]["mse"]
-        print(
-            f"\n{written / 1e9:.2f} GB, {result['examples']:,} training rows in {seconds:.1f} s; held-out mse {mse:.5f}"
-        )
+        trained = f"{written / 1e9:.2f} GB, {result['examples']:,} training rows in {seconds:.1f} s"
+        print(f"\n{trained}; held-out mse {mse:.5f}")
     return 0 if max(peaks.values()) < LIMIT_BYTES and result["metrics"]["mse"] < 0.02 else 1
 
 

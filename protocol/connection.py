@@ -57,10 +57,10 @@ _UNASKED: Final = 64 * 1024 * 1024
 class Handler(Protocol):
     """Who answers the requests of a connection. Its methods are called from the event loop."""
 
-    def prepare(self, connection: Connection, request: Any, payload: int) -> Sequence[Array]:
-        """Return the arrays that the request's payload is received into.
+    def prepare(self, connection: Connection, request: Any) -> Sequence[Array]:
+        """Return the arrays that the request's payload is received into, as its ``tensors`` say.
 
-        Called when the header has arrived, before a byte of the payload is looked at. Raise a ``PSError``
+        Called when the header has arrived, and the payload has the length that it says. Raise a ``PSError``
         to refuse the request; its payload is then thrown away.
         """
         ...
@@ -81,7 +81,7 @@ class Handler(Protocol):
 class RefuseAll:
     """The handler of an end that only sends requests."""
 
-    def prepare(self, connection: Connection, request: Any, payload: int) -> Sequence[Array]:
+    def prepare(self, connection: Connection, request: Any) -> Sequence[Array]:
         """Refuse the request."""
         raise BadRequest("this end answers no requests", field="op", value=request.op)
 
@@ -301,8 +301,8 @@ class Connection(asyncio.BufferedProtocol):
                     message, arrays = self._begin_reply(header, pending, head.payload)
             else:
                 message = decode_request(header)
-                arrays = self._handler.prepare(self, message, head.payload)
-                self._check_length(arrays, head.payload)
+                _check_payload(getattr(message, "tensors", ()), head.payload)
+                arrays = self._handler.prepare(self, message)
         except PSError as error:
             if pending is not None:
                 self._settle(pending, error)
@@ -318,24 +318,18 @@ class Connection(asyncio.BufferedProtocol):
     def _begin_reply(self, header: Header, pending: _Pending, payload: int) -> tuple[Any, Sequence[Array]]:
         message = decode_reply(header, pending.expected)
         if isinstance(message, PSError):
-            self._check_length((), payload)
+            _check_payload((), payload)
             return message, ()
         parts: tuple[Part, ...] = getattr(message, "tensors", ())
+        _check_payload(parts, payload)
         arrays = pending.into
         if arrays is None:
-            sizes = payload_length(part.nbytes for part in parts)
-            if sizes != payload or payload > _UNASKED:
-                raise BadTensor("the payload is not what the header says", field="payload", value=payload)
+            if payload > _UNASKED:
+                raise FrameTooLarge("a reply of unknown size is too long", field="payload", value=payload)
             arrays = [np.empty(part.elements, DTYPES[part.dtype]) for part in parts]
         elif not _match(parts, arrays):
             raise BadTensor("the reply holds other tensors than asked for", field="tensors", value=parts)
-        self._check_length(arrays, payload)
         return message, arrays
-
-    def _check_length(self, arrays: Sequence[Array], payload: int) -> None:
-        if _length(arrays) != payload:
-            expected = _length(arrays)
-            raise BadTensor(f"the tensors named have {expected} bytes", field="payload length", value=payload)
 
     def _complete(self) -> None:
         """Act on a frame that has arrived in full."""
@@ -403,6 +397,13 @@ class Connection(asyncio.BufferedProtocol):
         if self._writable is not None and not self._writable.done():
             self._writable.set_result(None)
         self._writable = None
+
+
+def _check_payload(parts: Sequence[Part], payload: int) -> None:
+    """Refuse a frame whose two lengths disagree, before anything is allocated for it."""
+    expected = parts[0].nbytes if len(parts) == 1 else payload_length([part.nbytes for part in parts])
+    if expected != payload:
+        raise BadTensor(f"the tensors named have {expected} bytes", field="payload length", value=payload)
 
 
 def _length(arrays: Sequence[Array]) -> int:

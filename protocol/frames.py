@@ -19,7 +19,7 @@ import struct
 from collections.abc import Sequence
 from typing import Final, Literal, NamedTuple
 
-from protocol.errors import BadFrame, FrameTooLarge, VersionMismatch
+from protocol.errors import BadFrame, FrameTooLarge, VersionMismatch, WireError
 
 __all__ = [
     "DIRECT",
@@ -45,7 +45,7 @@ buffer: below it, one more system call costs more than copying."""
 Segment = memoryview | int
 """Where a piece of a payload goes; a number is that many bytes to throw away."""
 
-_MAX_FLAGS: Final = 0
+_OURS: Final = (MAGIC, VERSION, 0)
 
 
 class Head(NamedTuple):
@@ -136,24 +136,8 @@ class FrameReader:
             self._need = PRELUDE.size
             return None
         magic, version, flags, header, payload = PRELUDE.unpack_from(self._scratch, self._start)
-        if magic != MAGIC:
-            self._check_magic(len(MAGIC))
-        if version != VERSION:
-            raise VersionMismatch(
-                f"this end speaks protocol version {VERSION}", field="version", value=version
-            )
-        if flags > _MAX_FLAGS:
-            raise BadFrame("no flag is defined in version 1", field="flags", value=flags)
-        if header > MAX_HEADER:
-            raise FrameTooLarge(
-                f"a header has at most {MAX_HEADER} bytes", field="header length", value=header
-            )
-        if payload > self._max_payload:
-            raise FrameTooLarge(
-                f"a payload has at most {self._max_payload} bytes here (--max-frame)",
-                field="payload length",
-                value=payload,
-            )
+        if (magic, version, flags) != _OURS or header > MAX_HEADER or payload > self._max_payload:
+            raise self._refusal(version, flags, header, payload)
         self._need = PRELUDE.size + header
         if available < self._need:
             return None
@@ -163,6 +147,20 @@ class FrameReader:
         self._open = True
         self._missing = payload
         return Head(bytes(self._scratch[begin : begin + header]), payload)
+
+    def _refusal(self, version: int, flags: int, header: int, payload: int) -> WireError:
+        """Return what is wrong with a prelude, the first thing first."""
+        self._check_magic(len(MAGIC))
+        if version != VERSION:
+            text = f"this end speaks protocol version {VERSION}"
+            return VersionMismatch(text, field="version", value=version)
+        if flags:
+            return BadFrame("no flag is defined in version 1", field="flags", value=flags)
+        if header > MAX_HEADER:
+            text = f"a header has at most {MAX_HEADER} bytes"
+            return FrameTooLarge(text, field="header length", value=header)
+        text = f"a payload has at most {self._max_payload} bytes here (--max-frame)"
+        return FrameTooLarge(text, field="payload length", value=payload)
 
     def _check_magic(self, count: int) -> None:
         begin = bytes(self._scratch[self._start : self._start + count])

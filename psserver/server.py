@@ -14,7 +14,6 @@ from protocol.daemon.logs import RateLimited
 from protocol.daemon.settings import join_address
 from protocol.errors import (
     BadRequest,
-    BadTensor,
     PSError,
     ShuttingDown,
     Unreachable,
@@ -45,7 +44,6 @@ from protocol.messages import (
     Status,
     Welcome,
 )
-from protocol.tensors import payload_length
 from psserver.call import Call
 from psserver.coordinator import Coordinator
 from psserver.metrics import ServerMetrics
@@ -215,27 +213,18 @@ class Server:
 
     # --- what the connections call
 
-    def prepare(self, connection: Connection, request: Any, payload: int) -> Sequence[Array]:
+    def prepare(self, connection: Connection, request: Any) -> Sequence[Array]:
         """Return where the payload of a request goes."""
-        if not connection.greeted and type(request) is not Hello:
+        kind = type(request)
+        if not connection.greeted and kind is not Hello:
             raise BadRequest("the first request of a connection is hello", field="op", value=request.op)
         if self._stopping:
             raise ShuttingDown("the server is stopping")
-        if isinstance(request, Push | PushPull | Init):
-            expected = payload_length(part.nbytes for part in request.tensors)
-            if expected != payload:  # said by two lengths of the frame, believed when they agree
-                raise BadTensor(
-                    f"the tensors named have {expected} bytes", field="payload length", value=payload
-                )
-        match request:
-            case Push() | PushPull():
-                return self._shard.arrays_for_push(connection.session, request)
-            case Init():
-                return self._shard.arrays_for_init(connection.session, request)
-            case _ if payload:
-                raise BadTensor("this request has no payload", field="payload length", value=payload)
-            case _:
-                return ()
+        if kind is Push or kind is PushPull:
+            return self._shard.arrays_for_push(connection.session, request)
+        if kind is Init:
+            return self._shard.arrays_for_init(connection.session, request)
+        return ()
 
     def handle(self, connection: Connection, request_id: int, request: Any, arrays: Sequence[Array]) -> None:
         """Answer a request."""
@@ -249,7 +238,7 @@ class Server:
 
     def _dispatch(self, call: Call, session: Session, request: Any, arrays: Sequence[Array]) -> None:
         match request:
-            case Push() | PushPull():
+            case Push() | PushPull():  # by far the most frequent come first
                 self._shard.push(call, session, request, arrays)
             case Pull():
                 self._shard.pull(call, session, request)

@@ -60,7 +60,7 @@ class Echo:
         self.refusals: list[tuple[str, PSError]] = []
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def prepare(self, connection: Connection, request: Any, payload: int) -> Sequence[Array]:
+    def prepare(self, connection: Connection, request: Any) -> Sequence[Array]:
         if isinstance(request, Push | PushPull):
             if request.step == REFUSED_STEP:
                 raise BadTensor("an unlucky step", field="step", value=request.step)

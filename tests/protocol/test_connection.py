@@ -557,7 +557,7 @@ async def test_closing_sends_what_is_queued_and_tells_both_handlers(link: Link) 
     await link.client.request(echo(numbers(1)), [numbers(1)])
     pull = asyncio.ensure_future(link.client.request(Pull(("w",)), into=[np.zeros(5, np.int32)]))
     await link.echo.has_held(1)
-    waiting = asyncio.ensure_future(link.server.request(echo(array), [array]))
+    waiting = asyncio.ensure_future(link.server.request(Push(parts([array]), 0), [array]))
     await asyncio.sleep(0)  # one turn of the loop, in which the request is queued
     link.echo.held["w"]()
     link.server.close(WorkerLost("the reason"))

@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
         Unreachable: no server answers.
         PSError: the server is not a coordinator.
     """
-    status = asyncio.run(fetch_status(*options.server))
+    status = asyncio.run(fetch_status(*options.server, within=0.0))
     if options.format == "json":
         print(json_text(status))
     else:

@@ -41,12 +41,13 @@ class Call:
         """Run ``work``, which answers this call; if it raises, answer with its error."""
         try:
             await work
-        except PSError as error:
-            self.fail(error)
         except Exception as error:
-            self.fail_internally(error)
+            self.fail_with(error)
 
-    def fail_internally(self, error: Exception) -> None:
-        """Answer that this server has a defect, and log it."""
+    def fail_with(self, error: Exception) -> None:
+        """Answer with an error of ours, or that this server has a defect, which is logged."""
+        if isinstance(error, PSError):
+            self.fail(error)
+            return
         _log.exception("%s from %s failed", self.op, self.connection.peer, exc_info=error)
         self.fail(InternalError(f"the server failed on this request: {type(error).__name__}; see its log"))

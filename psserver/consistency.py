@@ -5,6 +5,7 @@ Rules:
 - Step t waits for the members of the current epoch that have not left before t.
 - A worker ends each step once, in order; it can only be at the step that is open.
 - A step is not complete while a gradient is still being added to its mean.
+- A step whose mean cannot be applied is not over: it begins anew, and its workers are told.
 - A lost worker (gone without leaving) stops the job: whose gradients the step holds is then unknown.
 - Whoever waits can always say for whom.
 """
@@ -94,6 +95,10 @@ class StepBarrier:
     def advance(self) -> None:
         """Open the next step."""
         self.clock += 1
+        self.reopen()
+
+    def reopen(self) -> None:
+        """Have the open step begin anew: its gradients could not be applied."""
         self.since = None
         self._ended.clear()
 

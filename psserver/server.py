@@ -231,10 +231,8 @@ class Server:
         call = Call(connection, request_id, request.op, self.metrics)
         try:
             self._dispatch(call, connection.session, request, arrays)
-        except PSError as error:
-            call.fail(error)
         except Exception as error:
-            call.fail_internally(error)
+            call.fail_with(error)
 
     def _dispatch(self, call: Call, session: Session, request: Any, arrays: Sequence[Array]) -> None:
         match request:

@@ -13,7 +13,7 @@ import numpy as np
 
 from protocol.buffers import BufferPool
 from protocol.connection import Array
-from protocol.errors import BadTensor, NotAMember, PSError, SpecMismatch, UnknownJob, UnknownTensor
+from protocol.errors import BadTensor, NotAMember, SpecMismatch, UnknownJob, UnknownTensor
 from protocol.messages import (
     Empty,
     Epoch,
@@ -181,7 +181,9 @@ class Shard:
 
     async def _fill(self, call: Call, job: JobStore, block: DenseBlock) -> None:
         await block.check(block.values, self._threads)
-        job.blocks[block.name] = block
+        current = job.blocks.get(block.name)
+        if current is None or current.attempt < block.attempt:  # no later attempt was faster
+            job.blocks[block.name] = block
         call.reply(Empty())
 
     def pull(self, call: Call, session: Session, request: Pull) -> None:
@@ -192,8 +194,9 @@ class Shard:
     def push(self, call: Call, session: Session, request: Step, arrays: Sequence[Array]) -> None:
         """Apply gradients, or count them into the open step."""
         job = self._job(session)
+        # The payload took its time: the worker may be out by now, or the step over.
+        self._check_worker(job, session)
         if job.barrier is not None:
-            # The payload took its time: the step may be over, or the worker out.
             job.barrier.check(session.worker or 0, request.step)
             self._spawn(call.answer_with(self._contribute(call, job, job.barrier, session, request, arrays)))
             return
@@ -282,20 +285,24 @@ class Shard:
             self._spawn(self._commit(job, barrier))  # no gradient comes before the workers are answered
 
     async def _commit(self, job: JobStore, barrier: StepBarrier) -> None:
+        """Apply the open step's means, all of them or none, and answer who waits for it."""
         waiting, job.waiting = job.waiting, []
+        blocks = tuple(job.blocks.values())  # others may be made meanwhile
         try:
-            for block, values in [(b, await b.after_step(self._threads)) for b in job.blocks.values()]:
-                if values is not None:
-                    block.swap(values)
-        except PSError as error:
-            for block in job.blocks.values():
+            fresh = [(block, await block.after_step(self._threads)) for block in blocks]
+        except Exception as error:
+            for block in blocks:
                 block.drop_step()
+            barrier.reopen()
             for call, _, _ in waiting:
-                call.fail(error)
+                call.fail_with(error)
             return
         finally:
-            barrier.advance()
             job.committing = False
+        for block, values in fresh:
+            if values is not None:
+                block.swap(values)
+        barrier.advance()
         job.updates += 1
         self._metrics.updates[job.label] += 1
         now = self._clock()

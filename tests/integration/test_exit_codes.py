@@ -156,6 +156,7 @@ def test_16_a_job_that_diverges(tmp_path: Path) -> None:
         worker = start.worker(cluster.address, *job, cwd=tmp_path)
         assert worker.exit_code() == 16
         assert "NaN or infinity" in worker.log()
+        assert "RuntimeWarning" not in cluster.servers[0].log_tail(200)  # refused, and not warned of as well
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

@@ -95,10 +95,6 @@ def rejected(cluster: LocalCluster) -> float:
     return sum(metrics.value(name, **dict(labels)) for labels in metrics.labels(name))
 
 
-def test_a_frame_without_a_hello_is_hung_up_on(cluster: LocalCluster, bystander: SyncClient) -> None:
-    assert send(cluster, b"") == b""  # nothing at all: closed after the time for a hello
-
-
 def test_random_bytes(cluster: LocalCluster, bystander: SyncClient) -> None:
     rng = random.Random(1)
     pid = cluster.servers[0].pid

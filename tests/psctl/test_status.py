@@ -19,7 +19,7 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[[ClusterStatus], list[tu
     def install(found: ClusterStatus) -> list[tuple[str, int]]:
         asked: list[tuple[str, int]] = []
 
-        async def fetch_status(host: str, port: int) -> ClusterStatus:
+        async def fetch_status(host: str, port: int, *, within: float) -> ClusterStatus:
             asked.append((host, port))
             return found
 
@@ -88,7 +88,7 @@ def test_json_is_the_whole_status(make_status: MakeStatus, answer: Answer, capsy
 
 
 def test_nobody_answers(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
-    async def fetch_status(host: str, port: int) -> ClusterStatus:
+    async def fetch_status(host: str, port: int, *, within: float) -> ClusterStatus:
         raise Unreachable("no server answers; start one", field="server", value=f"{host}:{port}")
 
     monkeypatch.setattr(status, "fetch_status", fetch_status)

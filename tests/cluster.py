@@ -1,0 +1,194 @@
+"""A whole cluster in the event loop of a test, and two ways of talking to it besides the client."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+import numpy as np
+import numpy.typing as npt
+
+from protocol.connection import Connection, RefuseAll, Traffic, dial
+from protocol.frames import PRELUDE, VERSION, encode_prelude
+from protocol.messages import Hello
+from protocol.status import ClusterStatus, JobStatus
+from protocol.tensors import write_buffers
+from psserver.server import Server, ServerSettings
+from psworker.client import Client, connect, fetch_status
+
+MAX_PAYLOAD = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Servers that listen, the coordinator first, and its address."""
+
+    servers: list[Server]
+    address: str
+
+    @property
+    def endpoint(self) -> tuple[str, int]:
+        host, _, port = self.address.rpartition(":")
+        return host, int(port)
+
+    async def status(self) -> ClusterStatus:
+        return await fetch_status(*self.endpoint)
+
+    async def job(self, name: str = "default") -> JobStatus:
+        (found,) = [job for job in (await self.status()).jobs if job.name == name]
+        return found
+
+    async def until(self, condition: Callable[[ClusterStatus], bool]) -> ClusterStatus:
+        """Ask for the status, one round trip after the other, until the condition holds."""
+        while not condition(status := await self.status()):
+            pass
+        return status
+
+    async def add_shard(self, **settings: Any) -> Server:
+        server = Server(ServerSettings(port=0, join=self.endpoint, **settings))
+        self.servers.append(server)
+        await server.start()
+        return server
+
+
+@asynccontextmanager
+async def running_cluster(
+    shards: int = 1, started: int | None = None, **settings: Any
+) -> AsyncIterator[Cluster]:
+    """A cluster of ``shards`` servers, of which ``started`` (None: all) have been started."""
+    coordinator = Server(ServerSettings(port=0, shards=shards, **settings))
+    cluster = Cluster([coordinator], await coordinator.start())
+    try:
+        for _ in range((started or shards) - 1):
+            await cluster.add_shard()
+        yield cluster
+    finally:
+        for server in reversed(cluster.servers):
+            await server.stop()
+
+
+class Elsewhere:
+    """A cluster in a thread and an event loop of its own."""
+
+    def __init__(self, shards: int, started: int | None) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        self._started = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(shards, started))
+        self._thread.start()
+        self._started.wait()
+
+    def _run(self, shards: int, started: int | None) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._serve(shards, started))
+
+    async def _serve(self, shards: int, started: int | None) -> None:
+        async with running_cluster(shards, started) as self.cluster:
+            self._started.set()
+            await self._stop.wait()
+
+    @property
+    def address(self) -> str:
+        return self.cluster.address
+
+    def status(self) -> ClusterStatus:
+        return self.until(lambda _: True)
+
+    def until(self, condition: Callable[[ClusterStatus], bool]) -> ClusterStatus:
+        return asyncio.run_coroutine_threadsafe(self.cluster.until(condition), self._loop).result()
+
+    def stop(self) -> None:
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stop.set)
+            self._thread.join()
+
+
+@contextmanager
+def cluster_in_thread(shards: int = 1, started: int | None = None) -> Iterator[Elsewhere]:
+    cluster = Elsewhere(shards, started)
+    try:
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@asynccontextmanager
+async def workers(address: str, count: int, **settings: Any) -> AsyncIterator[list[Client]]:
+    """Workers w0, w1, ... of one job, which starts with them."""
+    async with AsyncExitStack() as stack:
+        joining = [connect(address, name=f"w{number}", workers=count, **settings) for number in range(count)]
+        yield list(await asyncio.gather(*(stack.enter_async_context(one) for one in joining)))
+
+
+@asynccontextmanager
+async def connected(address: str, hello: Hello | None = None) -> AsyncIterator[Connection]:
+    """A connection that sends whatever message it is given; without a client's care."""
+    host, _, port = address.rpartition(":")
+    connection = await dial(host, int(port), RefuseAll(), max_payload=MAX_PAYLOAD, traffic=Traffic())
+    try:
+        if hello is not None:
+            await connection.request(hello)
+        yield connection
+    finally:
+        connection.close()
+        await connection.wait_closed()
+
+
+def hello(job: str | None = None, worker: int | None = None, incarnation: int | None = None) -> Hello:
+    return Hello((VERSION,), "test", job, worker, incarnation)
+
+
+class Wire:
+    """A connection that sends any header at all, one request after the other."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._id = 0
+
+    async def ask(self, op: Any, payload: bytes = b"", **fields: Any) -> dict[str, Any]:
+        """Send a request and return the reply's header, whatever it is."""
+        self.send(op, payload, len(payload), **fields)
+        return (await self.reply())[0]
+
+    def send(self, op: Any, payload: bytes, announced: int, **fields: Any) -> None:
+        """Send a request; of the payload that it announces only ``payload`` for now."""
+        self._id += 1
+        header: bytes = msgpack.packb({"op": op, "id": self._id, **fields})
+        self._writer.write(encode_prelude(len(header), announced) + header + payload)
+
+    def send_more(self, payload: bytes) -> None:
+        self._writer.write(payload)
+
+    async def reply(self) -> tuple[dict[str, Any], bytes]:
+        prelude = await self._reader.readexactly(PRELUDE.size)
+        _, _, _, header, payload = PRELUDE.unpack(prelude)
+        fields: dict[str, Any] = msgpack.unpackb(await self._reader.readexactly(header))
+        return fields, await self._reader.readexactly(payload)
+
+
+@asynccontextmanager
+async def wire(address: str) -> AsyncIterator[Wire]:
+    host, _, port = address.rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    try:
+        yield Wire(reader, writer)
+    finally:
+        writer.close()
+        await asyncio.gather(writer.wait_closed(), return_exceptions=True)
+
+
+def payload_of(*arrays: npt.NDArray[Any]) -> bytes:
+    return b"".join(write_buffers(arrays))
+
+
+def parts_of(**arrays: npt.NDArray[Any]) -> Sequence[Sequence[Any]]:
+    """The wire form of ``Push.tensors``."""
+    return [[name, array.dtype.name, array.size] for name, array in arrays.items()]
+
+
+def full(elements: int, value: float) -> npt.NDArray[np.float32]:
+    return np.full(elements, value, np.float32)

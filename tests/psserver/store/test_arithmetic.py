@@ -1,0 +1,117 @@
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from protocol.optimizers import SGD, Add
+from protocol.tensors import PIECE, all_finite
+from psserver.optimizers import update_of
+from psserver.store.arithmetic import THREADS, accumulate, apply, each_part, scale
+
+Array = npt.NDArray[Any]
+
+FLOATS = [np.float16, np.float32, np.float64]
+
+pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered")
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(THREADS) as pool:
+        yield pool
+
+
+def sizes_around_a_piece(dtype: Any) -> list[int]:
+    piece = PIECE // np.dtype(dtype).itemsize
+    return [1, piece - 1, piece, piece + 1, 2 * piece, 2 * piece + 1]
+
+
+def random(size: int, dtype: Any, seed: int) -> Array:
+    return np.random.default_rng(seed).uniform(-1, 1, size).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_apply_equals_the_update_of_the_whole(dtype: Any) -> None:
+    update = update_of(SGD(0.25))  # exact, so that the order of roundings cannot matter
+    for size in sizes_around_a_piece(dtype):
+        values, gradient = random(size, dtype, 1), random(size, dtype, 2)
+        before, expected = values.copy(), values - dtype(0.25) * gradient
+        assert apply(update, values, gradient)
+        np.testing.assert_array_equal(gradient, expected)
+        np.testing.assert_array_equal(values, before)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_apply_finds_what_is_not_finite_wherever_it_is(dtype: Any, bad: float) -> None:
+    piece = PIECE // np.dtype(dtype).itemsize
+    size = 2 * piece + 1
+    values = random(size, dtype, 1)
+    before = values.copy()
+    for place in (0, piece - 1, piece, piece + 1, 2 * piece - 1, size - 1):
+        gradient = random(size, dtype, 2)
+        gradient[place] = bad
+        assert not all_finite(gradient)
+        assert not apply(update_of(Add()), values, gradient)
+        np.testing.assert_array_equal(values, before)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_apply_refuses_a_sum_that_overflows(dtype: Any) -> None:
+    values = np.full(100, np.finfo(dtype).max, dtype)
+    gradient = np.zeros(100, dtype)
+    gradient[99] = np.finfo(dtype).max
+    assert not apply(update_of(Add()), values, gradient)
+    assert (values == np.finfo(dtype).max).all()
+
+
+def test_integers_are_always_finite() -> None:
+    values, gradient = np.full(10, 2**63 - 1), np.ones(10, np.int64)
+    assert apply(update_of(Add()), values, gradient)
+    assert (gradient == -(2**63)).all()
+
+
+@pytest.mark.parametrize("ratio", [1.0, 0.5, 3.0])
+def test_accumulate_adds_a_multiple(ratio: float) -> None:
+    for size in sizes_around_a_piece(np.float64):
+        total, gradient = random(size, np.float64, 1), random(size, np.float64, 2)
+        expected = total + ratio * gradient
+        assert accumulate(total, gradient, ratio)
+        np.testing.assert_array_equal(total, expected)
+
+
+def test_scale_is_in_place() -> None:
+    array = np.arange(5, dtype=np.float32)
+    assert scale(array, 0.5)
+    np.testing.assert_array_equal(array, [0, 0.5, 1, 1.5, 2])
+
+
+@pytest.mark.parametrize("size", [1, 15, 16, 17, 16 * THREADS, 16 * THREADS + 1, 100_003])
+async def test_each_part_covers_every_element_once(threads: ThreadPoolExecutor, size: int) -> None:
+    counts, others = np.zeros(size, np.int64), np.arange(size)
+
+    def count(part: Array, other: Array) -> bool:
+        assert part.size == other.size
+        part += 1 + other
+        return True
+
+    assert await each_part(threads, count, counts, others)
+    np.testing.assert_array_equal(counts, 1 + np.arange(size))
+
+
+@pytest.mark.parametrize("place", [0, 50_000, 100_002])
+async def test_each_part_is_true_only_if_all_parts_are(threads: ThreadPoolExecutor, place: int) -> None:
+    array = np.zeros(100_003)
+    array[place] = np.nan
+    assert not await each_part(threads, all_finite, array)
+
+
+async def test_each_part_raises_what_a_part_raises(threads: ThreadPoolExecutor) -> None:
+    def fail(_: Array) -> bool:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await each_part(threads, fail, np.zeros(10))

@@ -1,0 +1,324 @@
+import asyncio
+import math
+from concurrent.futures import Executor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from protocol.errors import BadRequest, NotAMember, NotFinite, WorkerLost
+from protocol.frames import VERSION
+from protocol.optimizers import SGD, Add
+from psserver.store.arithmetic import INLINE
+from psserver.store.dense import DenseBlock
+from psworker.client import Client, connect
+from tests.cluster import full, parts_of, payload_of, running_cluster, wire, workers
+
+Array = npt.NDArray[Any]
+
+pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered")
+
+SMALL, LARGE = 1000, INLINE // 4 + 1000  # float32: below and above what is computed in threads
+
+
+# --- asynchronous
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+async def test_a_pull_sees_a_block_at_one_version(size: int) -> None:
+    """Guarantee 5. Each push changes every element by the same amount."""
+    pushes, pulls = (5, 10) if size == LARGE else (50, 50)
+    async with running_cluster() as cluster, workers(cluster.address, 3) as (a, b, reader):
+        await a.create("w", np.zeros(size, np.float32), Add())
+
+        async def push(client: Client, delta: float) -> None:
+            for _ in range(pushes):
+                await client.push({"w": full(size, delta)})
+
+        async def pull() -> None:
+            for _ in range(pulls):
+                values = await reader.pull("w")
+                assert values.min() == values.max()
+
+        await asyncio.gather(push(a, 1.0), push(a, 16.0), push(b, 256.0), pull(), pull())
+        np.testing.assert_array_equal(await reader.pull("w"), full(size, pushes * 273.0))
+
+
+async def test_small_and_large_updates_of_one_push_come_together() -> None:
+    async with running_cluster() as cluster, connect(cluster.address) as ps:
+        await ps.create("small", np.zeros(10, np.float32), Add())
+        await ps.create("large", np.zeros(LARGE, np.float32), Add())
+        both = {"small": full(10, 1.0), "large": full(LARGE, 1.0)}
+
+        async def push_small() -> None:
+            for _ in range(20):
+                await ps.push({"small": full(10, 1.0)})
+
+        await asyncio.gather(push_small(), *(ps.push(both) for _ in range(4)), push_small())
+        values = await ps.pull(["small", "large"])
+        assert (values["small"] == 44.0).all()
+        assert (values["large"] == 4.0).all()
+
+
+async def test_what_was_pulled_does_not_change_any_more() -> None:
+    async with running_cluster() as cluster, connect(cluster.address) as ps:
+        await ps.create("w", np.zeros(LARGE, np.float32), Add())
+        pulled = [await ps.pull("w")]
+        for _ in range(5):
+            await ps.push({"w": full(LARGE, 1.0)})
+            pulled.append(await ps.pull("w"))
+        for number, values in enumerate(pulled):
+            assert (values == number).all()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+@pytest.mark.parametrize("shards", [1, 3])
+async def test_one_bad_tensor_among_many_changes_none_of_them(bad: float, size: int, shards: int) -> None:
+    async with running_cluster(shards) as cluster, connect(cluster.address) as ps:
+        names = ["a", "b", "c", "d"]
+        for name in names:
+            await ps.create(name, full(size, 1.0), Add())
+        for last in names:  # whichever is refused, and wherever it is
+            gradients = {name: full(size, 1.0) for name in names}
+            gradients[last][-1] = bad
+            with pytest.raises(NotFinite) as caught:
+                await ps.push(gradients)
+            assert (caught.value.field, caught.value.value) == ("tensors", last)
+            for values in (await ps.pull(names)).values():
+                assert (values == 1.0).all()
+        await ps.push({name: full(size, 1.0) for name in names})
+        for values in (await ps.pull(names)).values():
+            assert (values == 2.0).all()
+
+
+async def test_pushes_of_what_has_left_or_was_replaced_are_refused() -> None:
+    async with running_cluster() as cluster, wire(cluster.address) as old, connect(cluster.address) as other:
+        await other.create("w", full(4, 0.0), Add())
+        await old.ask("hello", versions=[VERSION], client="test")
+        assert (await old.ask("join", job="default", name="a"))["incarnation"] == 1
+        request: dict[str, Any] = {"tensors": parts_of(w=full(4, 1.0)), "step": 0}
+        assert (await old.ask("push", payload_of(full(4, 1.0)), **request))["op"] == "ok"
+        assert (await old.ask("leave", clock=0))["op"] == "ok"
+        assert (await old.ask("push", payload_of(full(4, 1.0)), **request))["code"] == "NOT_A_MEMBER"
+        async with connect(cluster.address, name="a") as again:
+            assert again.joined is not None
+            assert again.joined.incarnation == 2
+            assert (await old.ask("push", payload_of(full(4, 1.0)), **request))["code"] == "NOT_A_MEMBER"
+            await again.push({"w": full(4, 2.0)})
+            np.testing.assert_array_equal(await again.pull("w"), full(4, 3.0))
+
+
+async def test_a_push_that_was_on_the_wire_when_its_worker_was_replaced_is_refused() -> None:
+    """Guarantee 8: no update of an old incarnation is applied after its removal."""
+    async with running_cluster(shards=2) as cluster, connect(cluster.address) as other:
+        await other.create("other", full(4, 0.0), Add())
+        await other.create("w", full(10_000, 0.0), Add())
+        (block,) = (await other.tensors())["w"].blocks
+        assert block.shard == 1
+        (shard,) = [shard.address for shard in (await cluster.status()).shards if shard.shard == 1]
+        async with wire(shard) as old:
+            async with connect(cluster.address, name="a") as first:
+                joined = first.joined
+                assert joined is not None
+                identity: dict[str, Any] = {
+                    "job": joined.job,
+                    "worker": joined.worker,
+                    "incarnation": joined.incarnation,
+                }
+                await old.ask("hello", versions=[VERSION], client="test", **identity)
+                payload = payload_of(full(10_000, 1.0))
+                tensors = parts_of(w=full(10_000, 1.0))
+                old.send("push", payload[:20_000], len(payload), tensors=tensors, step=0)
+                server = cluster.servers[1]
+                await cluster.until(lambda _: server.metrics.traffic.received > 50_000)
+            async with connect(cluster.address, name="a"):
+                old.send_more(payload[20_000:])
+                reply, _ = await old.reply()
+                assert reply.get("code") == "NOT_A_MEMBER"
+
+
+# --- synchronous
+
+
+def reference(
+    start: dict[str, Array], steps: list[dict[int, tuple[float, dict[str, Array]]]], lr: float
+) -> list[dict[str, Array]]:
+    """One process doing SGD on the weighted mean of the gradients of each step."""
+    values = {name: value.astype(np.float64) for name, value in start.items()}
+    found = []
+    for step in steps:
+        for name, value in values.items():
+            given = [(weight, gradients[name]) for weight, gradients in step.values() if name in gradients]
+            if given:
+                weights = [weight for weight, _ in given]
+                mean = np.average([g.astype(np.float64) for _, g in given], axis=0, weights=weights)
+                values[name] = value - lr * mean
+        found.append(dict(values))
+    return found
+
+
+SHAPES = {"w": (300, 200), "v": (3, 5, 7), "b": (11,), "s": (), "large": (LARGE,)}
+
+
+async def test_synchronous_steps_equal_one_process_on_the_weighted_mean() -> None:
+    """Guarantee 6: uneven weights, tensors over 3 shards, some contributing nothing in some steps."""
+    rng = np.random.default_rng(1)
+    start = {name: np.asarray(rng.normal(size=shape), np.float32) for name, shape in SHAPES.items()}
+    steps = [
+        {
+            worker: (
+                float(rng.integers(1, 100)),
+                {
+                    name: np.asarray(rng.normal(size=shape), np.float32)
+                    for name, shape in SHAPES.items()
+                    if rng.random() < 0.6
+                },
+            )
+            for worker in range(3)
+            if rng.random() < 0.8
+        }
+        for _ in range(6)
+    ]
+    expected = reference(start, steps, lr=0.25)
+    async with running_cluster(3) as cluster, workers(cluster.address, 3, staleness=0) as clients:
+        for name, value in start.items():
+            await asyncio.gather(*(client.create(name, value, SGD(0.25)) for client in clients))
+        assert len((await clients[0].tensors())["large"].blocks) == 3
+
+        async def train(worker: int, client: Client) -> None:
+            for number, step in enumerate(steps):
+                weight, gradients = step.get(worker, (1.0, {}))
+                half = dict(list(gradients.items())[: len(gradients) // 2])
+                if number % 2:  # in two requests, it comes to the same
+                    await client.push(half, weight=weight)
+                    gradients = {name: g for name, g in gradients.items() if name not in half}
+                new = await client.push_pull(gradients, SHAPES, weight=weight)
+                assert client.clock == number + 1
+                for name, value in new.items():
+                    np.testing.assert_allclose(value, expected[number][name], rtol=1e-5, atol=1e-6)
+
+        await asyncio.gather(*(train(worker, client) for worker, client in enumerate(clients)))
+
+
+async def test_nobody_gets_the_next_step_before_the_last_worker_has_ended_this_one() -> None:
+    async with running_cluster(2) as cluster, workers(cluster.address, 3, staleness=0) as (a, b, c):
+        await a.create("w", full(4, 0.0), SGD(1.0))
+        early = [asyncio.create_task(client.push_pull({"w": full(4, 3.0)})) for client in (a, b)]
+        await cluster.until(lambda s: (w := s.jobs[0].wait) is not None and w.waiting_for == ("w2",))
+        assert not any(task.done() for task in early)
+        np.testing.assert_array_equal(await c.pull("w"), full(4, 0.0))
+        await c.push({"w": full(4, 3.0)})  # a push alone does not end the step
+        np.testing.assert_array_equal(await c.pull("w"), full(4, 0.0))
+        assert (await cluster.job()).step == 0
+        await c.step()
+        for task in early:
+            np.testing.assert_array_equal((await task)["w"], full(4, -3.0))
+        job = await cluster.job()
+        assert (job.step, job.wait) == (1, None)
+
+
+async def test_a_worker_that_leaves_lets_the_others_go_on() -> None:
+    async with running_cluster(2) as cluster, workers(cluster.address, 2, staleness=0) as (a, b):
+        async with connect(cluster.address, job="other", staleness=0, workers=1) as alone:
+            await alone.step()  # jobs do not wait for each other
+        await a.create("w", full(4, 0.0), SGD(1.0))
+        await asyncio.gather(a.step(), b.step())
+        waiting = asyncio.create_task(a.push_pull({"w": full(4, 1.0)}))
+        await cluster.until(lambda s: s.jobs[0].wait is not None)
+        await b._leave()
+        np.testing.assert_array_equal((await waiting)["w"], full(4, -1.0))
+        np.testing.assert_array_equal((await a.push_pull({"w": full(4, 1.0)}))["w"], full(4, -2.0))
+        with pytest.raises(NotAMember):
+            await b.push({"w": full(4, 100.0)})
+        np.testing.assert_array_equal(await a.pull("w"), full(4, -2.0))
+
+
+async def test_a_lost_worker_stops_all_waits_and_all_that_come_later() -> None:
+    async with running_cluster(3) as cluster, workers(cluster.address, 3, staleness=0) as (a, b, c):
+        await a.create("w", full(4, 0.0), SGD(1.0))
+        waits = [asyncio.create_task(client.push_pull({"w": full(4, 1.0)})) for client in (a, b)]
+        await cluster.until(lambda s: (w := s.jobs[0].wait) is not None and w.waiting_for == ("w2",))
+        c._shards[0].abort()
+        for wait in waits:
+            with pytest.raises(WorkerLost) as caught:
+                await wait
+            assert (caught.value.field, caught.value.value) == ("workers", "w2")
+        with pytest.raises(WorkerLost):
+            await a.push({"w": full(4, 1.0)})
+        np.testing.assert_array_equal(await a.pull("w"), full(4, 0.0))
+
+
+async def test_a_step_is_ended_once_by_each_worker() -> None:
+    async with running_cluster() as cluster, workers(cluster.address, 2, staleness=0) as (a, b):
+        first = asyncio.create_task(a.step())
+        await cluster.until(lambda s: s.jobs[0].wait is not None)
+        with pytest.raises(BadRequest, match="once"):
+            await a.step()
+        await b.step()
+        await first
+        await asyncio.gather(a.step(), b.step())
+        assert (await cluster.job()).step == 2
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+async def test_a_mean_that_overflows_is_told_to_all_and_changes_nothing(size: int) -> None:
+    async with running_cluster() as cluster, workers(cluster.address, 2, staleness=0) as clients:
+        await clients[0].create("w", full(size, 1.0), Add())
+        await clients[0].create("v", full(size, 1.0), Add())
+        gradients = {"v": full(size, 1.0), "w": full(size, 3e38)}
+        ends = [client.push_pull(gradients) for client in clients]
+        for end in await asyncio.gather(*ends, return_exceptions=True):
+            assert isinstance(end, NotFinite)
+        for values in (await clients[0].pull(["v", "w"])).values():
+            assert (values == 1.0).all()
+
+
+async def test_a_mean_that_overflows_leaves_the_connection_usable() -> None:
+    async with running_cluster() as cluster, connect(cluster.address, staleness=0) as ps:
+        await ps.create("w", full(4, 3e38), Add())
+        with pytest.raises(NotFinite):
+            await ps.push_pull({"w": full(4, 3e38)})
+        await ps.push_pull({"w": full(4, 1.0)})
+
+
+async def test_a_tensor_may_be_made_while_a_step_is_being_committed(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed, held, release = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: failed.set())
+    after_step = DenseBlock.after_step
+
+    async def slowly(block: DenseBlock, threads: Executor) -> Array | None:
+        held.set()
+        await release.wait()
+        return await after_step(block, threads)
+
+    monkeypatch.setattr(DenseBlock, "after_step", slowly)
+    async with running_cluster() as cluster, connect(cluster.address, staleness=0) as ps:
+        await ps.create("w", full(4, 0.0), Add())
+        step = asyncio.create_task(ps.push_pull({"w": full(4, 1.0)}))
+        await held.wait()
+        await ps.create("new", full(4, 0.0))
+        release.set()
+        defect = asyncio.create_task(failed.wait())
+        await asyncio.wait([step, defect], return_when=asyncio.FIRST_COMPLETED)
+        defect.cancel()
+        if not step.done():
+            step.cancel()
+        np.testing.assert_array_equal((await step)["w"], full(4, 1.0))
+
+
+# --- jobs
+
+
+async def test_jobs_do_not_see_each_others_names() -> None:
+    async with (
+        running_cluster(2) as cluster,
+        connect(cluster.address, job="one") as one,
+        connect(cluster.address, job="two") as two,
+    ):
+        await one.create("w", full(4, 1.0), Add())
+        await two.create("w", np.full((2, 3), 2.0), Add())
+        await one.push({"w": full(4, 1.0)})
+        np.testing.assert_array_equal(await one.pull("w"), full(4, 2.0))
+        np.testing.assert_array_equal(await two.pull("w"), np.full((2, 3), 2.0))

@@ -1,0 +1,41 @@
+import pytest
+from prometheus_client import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from psworker.metrics import WorkerMetrics
+
+
+def samples(metrics: WorkerMetrics) -> dict[str, float]:
+    text = generate_latest(metrics.registry).decode()
+    return {
+        " ".join([sample.name, *sample.labels.values()]): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_the_names_that_dashboards_know() -> None:
+    metrics = WorkerMetrics()
+    metrics.examples.inc(64)
+    metrics.steps.inc()
+    metrics.loss.set(0.25)
+    with metrics.phase("compute"):
+        pass
+    found = samples(metrics)
+    assert found["psworker_examples_total"] == 64
+    assert found["psworker_steps_total"] == 1
+    assert found["psworker_loss"] == 0.25
+    assert found["psworker_step_seconds_count compute"] == 1
+
+
+def test_a_phase_that_fails_is_timed_too() -> None:
+    metrics = WorkerMetrics()
+    with pytest.raises(ZeroDivisionError), metrics.phase("data"):
+        raise ZeroDivisionError
+    assert samples(metrics)["psworker_step_seconds_count data"] == 1
+
+
+def test_two_workers_of_a_process_count_apart() -> None:
+    one, other = WorkerMetrics(), WorkerMetrics()
+    one.steps.inc()
+    assert (samples(one)["psworker_steps_total"], samples(other)["psworker_steps_total"]) == (1, 0)

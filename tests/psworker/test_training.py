@@ -1,0 +1,459 @@
+import asyncio
+import math
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from protocol.errors import NotFinite, PSError
+from protocol.messages import Plan
+from protocol.optimizers import SGD
+from protocol.status import Evaluation, Progress
+from psworker.client import Client, connect
+from psworker.data import Batch
+from psworker.data.split import Part
+from psworker.errors import DataError
+from psworker.metrics import WorkerMetrics
+from psworker.training import Trainer
+from tests.cluster import Cluster, running_cluster
+
+Array = npt.NDArray[Any]
+
+CHUNKS, ROWS, BATCH = 5, 10, 4
+HELD_OUT = 5  # each fifth row
+LR = 0.25
+EVERYBODY = frozenset(range(CHUNKS * ROWS))
+HELD = frozenset(row for row in EVERYBODY if row % HELD_OUT == 0)
+
+
+@dataclass
+class Rows:
+    """A source whose rows are their own numbers; chunks in ``broken`` cannot be read."""
+
+    broken: bool = False
+    features: int = 2
+    classes: int | None = None
+    chunks: int = CHUNKS
+
+    def read(self, chunk: int, part: Part) -> Batch:
+        if self.broken:
+            raise DataError("rows", 7, "is broken")
+        rows = np.arange(chunk * ROWS, (chunk + 1) * ROWS)
+        rows = rows[(rows % HELD_OUT == 0) == (part == "holdout")]
+        x = np.stack([rows, np.ones(len(rows))], axis=1).astype(np.float32)
+        return Batch(x, rows.astype(np.float32))
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of ``gradients``: at which step, on which parameters and rows."""
+
+    clock: int
+    parameters: Array
+    rows: tuple[int, ...]
+
+
+def slope(parameters: Array, rows: Sequence[int]) -> Array:
+    """The gradient of a quadratic that depends on parameters and rows."""
+    found: Array = parameters.astype(np.float64) - np.array([np.mean(rows) / 10.0, 1.0])
+    return found
+
+
+@dataclass
+class Recorder:
+    """A model that notes what it is given."""
+
+    client: Client
+    before: Callable[[int], None] = lambda _: None  # called with the number of calls so far
+    calls: list[Call] = field(default_factory=list)
+    evaluated: list[int] = field(default_factory=list)
+
+    def parameters(self) -> dict[str, Array]:
+        return {"w": np.zeros(2, np.float32)}
+
+    def gradients(self, parameters: Mapping[str, Array], batch: Batch) -> tuple[dict[str, Array], float]:
+        self.before(len(self.calls))
+        rows = tuple(int(row) for row in batch.y)
+        self.calls.append(Call(self.client.clock, parameters["w"].copy(), rows))
+        return {"w": slope(parameters["w"], rows).astype(np.float32)}, float(np.mean(rows))
+
+    def evaluate(self, parameters: Mapping[str, Array], batch: Batch) -> dict[str, float]:
+        self.evaluated += [int(row) for row in batch.y]
+        return {"loss": float(np.mean(batch.y)), "squares": float(np.mean(batch.y**2))}
+
+
+class Gradients:
+    """A model that cannot evaluate."""
+
+    def __init__(self, client: Client) -> None:
+        self._recorder = Recorder(client)
+        self.parameters = self._recorder.parameters
+        self.gradients = self._recorder.gradients
+
+
+def plan(epochs: int = 2, every: int = 1) -> Plan:
+    return Plan("text", CHUNKS, epochs, every, 0)
+
+
+@asynccontextmanager
+async def joined(cluster: Cluster, name: str, plan_: Plan, **settings: Any) -> AsyncIterator[Client]:
+    async with connect(cluster.address, name=name, plan=plan_, **settings) as client:
+        yield client
+
+
+def trainer(
+    client: Client, model: Any, source: Rows | None = None, metrics: WorkerMetrics | None = None
+) -> Trainer:
+    return Trainer(
+        client, model, source or Rows(), batch_size=BATCH, seed=0, metrics=metrics or WorkerMetrics()
+    )
+
+
+async def work(
+    cluster: Cluster,
+    name: str,
+    plan_: Plan,
+    *,
+    source: Rows | None = None,
+    before: Callable[[int], None] = lambda _: None,
+    **settings: Any,
+) -> Recorder:
+    async with joined(cluster, name, plan_, **settings) as client:
+        model = Recorder(client, before)
+        await trainer(client, model, source).run(SGD(LR))
+        return model
+
+
+async def progress(cluster: Cluster) -> Progress:
+    found = (await cluster.job()).progress
+    assert found is not None
+    return found
+
+
+def rows_seen(models: Sequence[Recorder]) -> Counter[int]:
+    return Counter(row for model in models for call in model.calls for row in call.rows)
+
+
+BOTH = pytest.mark.parametrize("staleness", [0.0, math.inf])
+
+
+@BOTH
+async def test_three_workers_see_each_row_of_each_epoch_once(staleness: float) -> None:
+    async with running_cluster(2) as cluster:
+        settings: dict[str, Any] = {"workers": 3, "staleness": staleness}
+        models = await asyncio.gather(*(work(cluster, name, plan(epochs=3), **settings) for name in "abc"))
+        assert rows_seen(models) == Counter(dict.fromkeys(EVERYBODY - HELD, 3))
+        assert Counter(row for model in models for row in model.evaluated) == Counter(dict.fromkeys(HELD, 3))
+        done = await progress(cluster)
+        assert (done.phase, done.chunks_done, done.train_examples) == (
+            "finished",
+            15,
+            3 * len(EVERYBODY - HELD),
+        )
+        assert {worker.state for worker in (await cluster.job()).workers} == {"left"}
+
+
+@BOTH
+async def test_evaluations_are_means_over_all_held_out_rows(staleness: float) -> None:
+    async with running_cluster() as cluster:
+        settings: dict[str, Any] = {"workers": 2, "staleness": staleness}
+        await asyncio.gather(*(work(cluster, name, plan(epochs=3, every=2), **settings) for name in "ab"))
+        evaluations = (await progress(cluster)).evaluations
+        assert [evaluation.epoch for evaluation in evaluations] == [2, 3]
+        for evaluation in evaluations:
+            assert_mean(evaluation, "loss", np.mean(list(HELD)))
+            assert_mean(evaluation, "squares", np.mean(np.square(list(HELD))))
+
+
+def assert_mean(evaluation: Evaluation, name: str, expected: Any) -> None:
+    (mean,) = (mean.value for mean in evaluation.means if mean.name == name)
+    assert evaluation.examples == len(HELD)
+    assert mean == pytest.approx(float(expected))
+
+
+async def test_synchronous_training_is_one_process_on_the_same_batches() -> None:
+    """Guarantee 6; in it, that each gradient is computed on the parameters after all steps before."""
+    async with running_cluster(2) as cluster:
+        settings: dict[str, Any] = {"workers": 3, "staleness": 0.0}
+        models = await asyncio.gather(*(work(cluster, name, plan(epochs=3), **settings) for name in "abc"))
+        async with connect(cluster.address, observe=True) as observer:
+            final = await observer.pull("w")
+    steps: dict[int, list[Call]] = {}
+    for model in models:
+        clocks = [call.clock for call in model.calls]
+        assert clocks == sorted(set(clocks))  # one mini-batch a step
+        for call in model.calls:
+            steps.setdefault(call.clock, []).append(call)
+    parameters = np.zeros(2)
+    for clock in sorted(steps):
+        for call in steps[clock]:
+            np.testing.assert_allclose(call.parameters, parameters, rtol=1e-5, atol=1e-6)
+        gradients = [slope(parameters, call.rows) for call in steps[clock]]
+        weights = [len(call.rows) for call in steps[clock]]
+        parameters = parameters - LR * np.average(gradients, axis=0, weights=weights)
+    np.testing.assert_allclose(final, parameters, rtol=1e-5, atol=1e-6)
+
+
+@BOTH
+async def test_a_run_is_repeatable(staleness: float) -> None:
+    async def once() -> list[Call]:
+        async with running_cluster() as cluster:
+            return (await work(cluster, "a", plan(), staleness=staleness)).calls
+
+    first, again = await once(), await once()
+    assert [call.rows for call in first] == [call.rows for call in again]
+    if staleness == 0:
+        np.testing.assert_array_equal([c.parameters for c in first], [c.parameters for c in again])
+
+
+# --- one worker fails, the others finish
+
+
+class ModelError(Exception):
+    pass
+
+
+def fail_at(number: int) -> Callable[[int], None]:
+    def before(calls: int) -> None:
+        if calls == number:
+            raise ModelError
+
+    return before
+
+
+@BOTH
+@pytest.mark.parametrize("number", [0, 1, 3])
+async def test_the_work_of_a_model_that_raises_is_done_by_others(staleness: float, number: int) -> None:
+    async with running_cluster(2) as cluster:
+        settings: dict[str, Any] = {"workers": 3, "staleness": staleness}
+        bad, *good = await asyncio.gather(
+            work(cluster, "bad", plan(), before=fail_at(number), **settings),
+            *(work(cluster, name, plan(), **settings) for name in "ab"),
+            return_exceptions=True,
+        )
+        assert isinstance(bad, ModelError)
+        await assert_finished_without(cluster, "bad", good)
+
+
+async def assert_finished_without(cluster: Cluster, name: str, good: Sequence[Any]) -> None:
+    """Each chunk is counted once: what the one that failed was in the middle of, others have done."""
+    assert all(isinstance(model, Recorder) for model in good)
+    done = await progress(cluster)
+    assert (done.phase, done.chunks_done, done.train_examples) == ("finished", 10, 2 * len(EVERYBODY - HELD))
+    assert {worker.name: worker.state for worker in (await cluster.job()).workers}[name] == "left"
+
+
+@BOTH
+async def test_data_that_cannot_be_read_comes_out_and_others_do_the_work(staleness: float) -> None:
+    async with running_cluster() as cluster:
+        settings: dict[str, Any] = {"workers": 2, "staleness": staleness}
+        source = Rows()
+
+        def break_it(calls: int) -> None:
+            source.broken = calls >= 1
+
+        bad, good = await asyncio.gather(
+            work(cluster, "bad", plan(), source=source, before=break_it, **settings),
+            work(cluster, "good", plan(), **settings),
+            return_exceptions=True,
+        )
+        assert isinstance(good, Recorder)
+        if not isinstance(bad, Recorder):  # unless the good one was so fast that no chunk was left to read
+            assert isinstance(bad, DataError)
+            assert "rows, line 7: is broken" in str(bad)
+        await assert_finished_without(cluster, "bad", [good])
+
+
+async def test_data_that_cannot_be_read_at_all() -> None:
+    async with running_cluster() as cluster:
+        with pytest.raises(DataError):
+            await work(cluster, "a", plan(), source=Rows(broken=True))
+        assert (await progress(cluster)).chunks_leased == 0
+
+
+@BOTH
+async def test_stopping_in_the_middle_of_a_chunk_leaves_the_rest_to_others(staleness: float) -> None:
+    async with running_cluster() as cluster:
+        settings: dict[str, Any] = {"workers": 2, "staleness": staleness}
+
+        async def stop_early() -> Recorder:
+            async with joined(cluster, "early", plan(), **settings) as client:
+                model = Recorder(client)
+                mine = trainer(client, model)
+                model.before = lambda calls: mine.stop()
+                await mine.run(SGD(LR))
+                return model
+
+        early, good = await asyncio.gather(stop_early(), work(cluster, "good", plan(), **settings))
+        assert len(early.calls) == 1
+        await assert_finished_without(cluster, "early", [good])
+        assert set(rows_seen([good])) == EVERYBODY - HELD
+
+
+async def test_stopping_before_the_beginning() -> None:
+    async with running_cluster() as cluster, joined(cluster, "a", plan()) as client:
+        model = Recorder(client)
+        mine = trainer(client, model)
+        mine.stop()
+        await mine.run(SGD(LR))
+        assert model.calls == []
+
+
+async def test_parameters_that_explode_are_an_error() -> None:
+    async with running_cluster() as cluster, joined(cluster, "a", plan(epochs=500, every=0)) as client:
+        with pytest.raises(NotFinite):
+            await trainer(client, Recorder(client)).run(SGD(1e30))
+
+
+@BOTH
+async def test_a_server_that_goes_is_an_error_and_no_hang(staleness: float) -> None:
+    async with running_cluster(2) as cluster:
+        reached, goes_on = threading.Event(), threading.Event()
+
+        def wait(calls: int) -> None:
+            if calls == 2:
+                reached.set()
+                goes_on.wait()
+
+        task = asyncio.create_task(work(cluster, "a", plan(), before=wait, staleness=staleness))
+        await asyncio.to_thread(reached.wait)
+        for server in cluster.servers:
+            await server.stop()
+        goes_on.set()
+        with pytest.raises(PSError):
+            await task
+
+
+# --- what overlaps
+
+
+async def test_asynchronous_pushes_overlap_with_the_next_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batch t+1 is computed while the push of batch t has no answer yet."""
+    async with running_cluster() as cluster, joined(cluster, "a", plan(epochs=1, every=0)) as client:
+        loop = asyncio.get_running_loop()
+        pushing, release = threading.Event(), asyncio.Event()
+        push_pull = client.push_pull
+
+        async def held(*args: Any, **kwargs: Any) -> Any:
+            pushing.set()
+            await release.wait()
+            return await push_pull(*args, **kwargs)
+
+        overlapped = []
+
+        def before(calls: int) -> None:
+            if calls == 1:
+                pushing.wait()  # of the batch before
+                overlapped.append(not release.is_set())
+                loop.call_soon_threadsafe(release.set)
+
+        monkeypatch.setattr(client, "push_pull", held)
+        model = Recorder(client, before)
+        async with asyncio.timeout(20):  # without the overlap each would wait for the other
+            await trainer(client, model).run(SGD(LR))
+        assert overlapped == [True]
+        # The second was computed on what the first was: its push was not answered. The third has both.
+        first, second, third = (call.parameters for call in model.calls[:3])
+        assert (first == second).all()
+        assert (third != second).any()
+
+
+async def test_the_next_chunk_is_read_while_this_one_is_trained_on() -> None:
+    async with (
+        running_cluster() as cluster,
+        joined(cluster, "a", plan(epochs=1, every=0), staleness=0) as client,
+    ):
+        read: list[int] = []
+        second_read = threading.Event()
+
+        class Telling(Rows):
+            def read(self, chunk: int, part: Part) -> Batch:
+                read.append(chunk)
+                if len(read) == 2:
+                    second_read.set()
+                return super().read(chunk, part)
+
+        def before(calls: int) -> None:
+            if calls == 1:  # in the middle of the first chunk
+                assert second_read.wait(20)
+
+        model = Recorder(client, before)
+        await trainer(client, model, Telling()).run(SGD(LR))
+        assert sorted(read) == list(range(CHUNKS))
+
+
+# --- edges
+
+
+@BOTH
+async def test_a_model_that_cannot_evaluate_trains_all_the_same(staleness: float) -> None:
+    async with running_cluster() as cluster, joined(cluster, "a", plan(), staleness=staleness) as client:
+        await trainer(client, Gradients(client)).run(SGD(LR))
+        done = await progress(cluster)
+        assert done.phase == "finished"
+        assert [(e.examples, e.means) for e in done.evaluations] == [(0, ()), (0, ())]
+
+
+class OnlyHeldOut(Rows):
+    def read(self, chunk: int, part: Part) -> Batch:
+        batch = super().read(chunk, part)
+        return batch.take(np.arange(0)) if part == "train" else batch
+
+
+async def test_chunks_without_rows_to_train_on() -> None:
+    async with running_cluster() as cluster:
+        model = await work(cluster, "a", plan(epochs=1), source=OnlyHeldOut())
+        assert model.calls == []
+        assert set(model.evaluated) == HELD
+        done = await progress(cluster)
+        assert (done.train_examples, done.train_loss) == (0, None)
+
+
+async def test_latecomers_to_a_finished_job_end_at_once() -> None:
+    async with running_cluster() as cluster:
+        for staleness, name in ((0.0, "late"), (0.0, "a")):
+            model = await work(cluster, name, plan(), staleness=staleness, workers=1)
+            assert bool(model.calls) == (name == "late")
+
+
+async def test_what_was_done_is_counted() -> None:
+    metrics = WorkerMetrics()
+    async with running_cluster() as cluster, joined(cluster, "a", plan(epochs=1)) as client:
+        model = Recorder(client)
+        await trainer(client, model, metrics=metrics).run(SGD(LR))
+        assert client.report.examples == len(EVERYBODY - HELD)
+        assert client.report.loss == pytest.approx(np.mean(model.calls[-1].rows))
+        assert client.clock == len(model.calls)
+
+    def value(name: str, **labels: str) -> float | None:
+        return metrics.registry.get_sample_value(name, labels)
+
+    assert value("psworker_examples_total") == len(EVERYBODY - HELD)
+    assert value("psworker_steps_total") == len(model.calls) == CHUNKS * 2
+    assert value("psworker_loss") == client.report.loss
+    assert value("psworker_step_seconds_count", phase="compute") == len(model.calls)
+    assert value("psworker_step_seconds_count", phase="push") == len(model.calls)
+    assert value("psworker_step_seconds_count", phase="data") == 2 * CHUNKS + 1
+    assert value("psworker_step_seconds_count", phase="pull") == 1 + CHUNKS
+
+
+@BOTH
+@pytest.mark.parametrize("number", [0, 3, 99])
+async def test_nothing_is_left_behind(staleness: float, number: int) -> None:
+    """Neither tasks nor threads, whether the model fails or not."""
+    async with running_cluster() as cluster, joined(cluster, "a", plan(), staleness=staleness) as client:
+        tasks = asyncio.all_tasks()
+        result = trainer(client, Recorder(client, fail_at(number))).run(SGD(LR))
+        (end,) = await asyncio.gather(result, return_exceptions=True)
+        assert isinstance(end, ModelError) == (number < 99)
+        assert asyncio.all_tasks() == tasks
+    for thread in threading.enumerate():
+        if thread.name.startswith(("data", "compute")):
+            thread.join(20)
+            assert not thread.is_alive()

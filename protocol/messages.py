@@ -24,6 +24,7 @@ __all__ = [
     "Attach",
     "Attached",
     "Block",
+    "Catalogue",
     "Create",
     "Created",
     "Describe",
@@ -119,6 +120,13 @@ class TensorInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Catalogue:
+    """Tensors of a job."""
+
+    infos: tuple[TensorInfo, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Member:
     """A worker of an epoch. Steps before ``until`` wait for it; None: all steps."""
 
@@ -211,9 +219,9 @@ class Created:
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """The tensors asked for, in that order."""
+    """The tensors asked for, in that order: the payload is ``Catalogue`` as a msgpack array."""
 
-    infos: tuple[TensorInfo, ...]
+    tensors: tuple[Part, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -517,8 +525,10 @@ def encode_error(request_id: int, error: PSError) -> bytes:
     return _pack(fields)
 
 
-def unpack(data: bytes, field: str) -> Any:
+def unpack(data: bytes, field: str, most: int = MAX_ARRAY) -> Any:
     """Return what msgpack ``data`` holds; nothing large is allocated on a short lie about a length.
+
+    Arrays have at most ``most`` items.
 
     Raises:
         BadRequest: not one msgpack value within the limits; ``field`` says what of.
@@ -529,7 +539,7 @@ def unpack(data: bytes, field: str) -> Any:
             max_str_len=len(data),
             max_bin_len=0,
             max_ext_len=0,
-            max_array_len=MAX_ARRAY,
+            max_array_len=most,
             max_map_len=MAX_MAP,
         )
     except (ValueError, msgpack.UnpackException, RecursionError) as error:

@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-import msgpack
-import numpy as np
-import numpy.typing as npt
-
-from protocol.fields import Name, array_decoder, array_encoder
-from protocol.messages import unpack
+from protocol.fields import Name
 
 __all__ = [
     "ClusterStatus",
@@ -22,8 +16,6 @@ __all__ = [
     "TensorStatus",
     "Wait",
     "WorkerStatus",
-    "decode_status",
-    "encode_status",
 ]
 
 
@@ -129,22 +121,3 @@ class ClusterStatus:
     uptime: float
     shards: tuple[ShardStatus, ...]
     jobs: tuple[JobStatus, ...]
-
-
-_to_plain = array_encoder(ClusterStatus)
-_from_plain = array_decoder(ClusterStatus)
-
-
-def encode_status(status: ClusterStatus) -> npt.NDArray[np.uint8]:
-    """Return the payload of a status reply."""
-    return np.frombuffer(msgpack.packb(_to_plain(status)), np.uint8)
-
-
-def decode_status(payload: npt.NDArray[Any]) -> ClusterStatus:
-    """Return the status that a payload holds.
-
-    Raises:
-        BadRequest: the payload is not a status of this version.
-    """
-    status: ClusterStatus = _from_plain(unpack(payload.tobytes(), "status"), "status")
-    return status

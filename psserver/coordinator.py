@@ -15,11 +15,21 @@ from typing import Any
 
 import protocol
 from protocol.connection import Connection
-from protocol.errors import BadRequest, JobMismatch, PSError, SpecMismatch, UnknownJob, UnknownTensor
+from protocol.documents import CATALOGUE, STATUS
+from protocol.errors import (
+    BadRequest,
+    JobMismatch,
+    NotAMember,
+    PSError,
+    SpecMismatch,
+    UnknownJob,
+    UnknownTensor,
+)
 from protocol.messages import (
     Attach,
     Attached,
     Block,
+    Catalogue,
     Create,
     Created,
     Describe,
@@ -45,7 +55,6 @@ from protocol.status import (
     JobStatus,
     ShardStatus,
     TensorStatus,
-    encode_status,
 )
 from protocol.tensors import DTYPES, Part
 from psserver.call import Call
@@ -314,6 +323,8 @@ class Coordinator:
         self._serve_idle(job)
 
     def _take_back(self, job: _Job, worker: Worker) -> None:
+        for call, _ in [idle for idle in job.idle if idle[1] is worker]:
+            call.fail(NotAMember("the worker has left the job", field="worker", value=worker.name))
         job.idle = [(call, w) for call, w in job.idle if w is not worker]
         if job.ledger is not None:
             job.ledger.give_back(worker.id)
@@ -339,7 +350,7 @@ class Coordinator:
         Raises:
             SpecMismatch: it exists with another spec.
         """
-        job = self._job(session.job)
+        job, _ = self._worker(session, call.connection)
         check_spec(request.spec, averaged=job.staleness == 0)
         tensor = job.tensors.get(request.name)
         if tensor is None:
@@ -378,7 +389,8 @@ class Coordinator:
 
     def initialised(self, call: Call, session: Session, request: Initialised) -> None:
         """Note that a tensor is filled."""
-        tensor = self._job(session.job).tensors.get(request.name)
+        job, _ = self._worker(session, call.connection)
+        tensor = job.tensors.get(request.name)
         if tensor is None:
             raise UnknownTensor("create it first", field="name", value=request.name)
         if tensor.attempt != request.attempt:
@@ -401,13 +413,14 @@ class Coordinator:
                     f"job {job.name!r} has no tensor of that name; create it first", field="name", value=name
                 )
             found.append(tensor.info)
-        call.reply(Described(tuple(found)))
+        payload = CATALOGUE.encode(Catalogue(tuple(found)))
+        call.reply(Described((Part("catalogue", "uint8", payload.size),)), (payload,))
 
     # --- status
 
     def status(self, call: Call, request: Status) -> None:
         """Report the state of the cluster."""
-        payload = encode_status(self.cluster_status())
+        payload = STATUS.encode(self.cluster_status())
         part = Part("status", "uint8", payload.size)
         call.reply(StatusReport((part,)), (payload,))
 

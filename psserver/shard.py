@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,8 @@ import numpy as np
 
 from protocol.buffers import BufferPool
 from protocol.connection import Array
-from protocol.errors import BadTensor, NotAMember, SpecMismatch, UnknownJob, UnknownTensor
+from protocol.errors import BadRequest, BadTensor, NotAMember, SpecMismatch, UnknownJob, UnknownTensor
+from protocol.frames import MAX_HEADER
 from protocol.messages import (
     Empty,
     Epoch,
@@ -40,6 +42,9 @@ _RETAIN: Final = 2 * 1024**3
 
 _LABELLED_JOBS: Final = 100
 """Jobs with a metric label of their own: no label takes an unbounded number of values."""
+
+_PART_OVERHEAD: Final = 32
+"""Bytes of a tensor in a reply's header beside its name and dtype, and of all else there: at most so many."""
 
 Spawn = Callable[[Coroutine[Any, Any, None]], object]
 
@@ -80,7 +85,7 @@ class JobStore:
     @property
     def nbytes(self) -> int:
         """Bytes of parameters."""
-        return sum(block.values.nbytes for block in self.blocks.values())
+        return sum(block.values.nbytes for block in tuple(self.blocks.values()))
 
 
 def _expect_overflow() -> None:
@@ -134,12 +139,20 @@ class Shard:
     def arrays_for_init(self, session: Session, request: Init) -> Sequence[Array]:
         """Return where the initial values go."""
         job = self._job(session)
+        self._check_worker(job, session)
         check_spec(request.spec, averaged=job.barrier is not None)
         for part in request.tensors:
             if part.name != request.name or part.dtype != request.spec.dtype:
                 raise BadTensor("the block's name and dtype are the spec's", field="tensors", value=part)
         if len(request.tensors) != 1:
             raise BadTensor("one block is filled at a time", field="tensors", value=len(request.tensors))
+        (part,) = request.tensors
+        if not 0 < part.elements <= math.prod(request.spec.shape):
+            raise BadTensor(
+                f"a block of shape {request.spec.shape} has at least one element and no more than it",
+                field=request.name,
+                value=part.elements,
+            )
         return self._allocate(request.tensors)
 
     def arrays_for_push(self, session: Session, request: Step) -> Sequence[Array]:
@@ -161,8 +174,7 @@ class Shard:
                 raise BadTensor("a tensor is pushed once in a request", field="tensors", value=part.name)
             seen.add(part.name)
         if type(request) is PushPull:
-            for name in request.names:
-                job.block(name)
+            _check_names(job, request.names)
         return self._allocate(request.tensors)
 
     # --- requests
@@ -173,6 +185,8 @@ class Shard:
         block = job.blocks.get(request.name)
         if block is not None and block.spec != request.spec:
             raise SpecMismatch("the block exists with another spec", field="name", value=request.name)
+        if block is not None and block.version and block.attempt < request.attempt:
+            raise BadRequest("the tensor is in use already", field="attempt", value=request.attempt)
         if block is None or block.attempt < request.attempt:
             fresh = DenseBlock(request.name, request.spec, arrays[0], request.attempt)
             self._spawn(call.answer_with(self._fill(call, job, fresh)))
@@ -189,6 +203,7 @@ class Shard:
     def pull(self, call: Call, session: Session, request: Pull) -> None:
         """Send blocks."""
         job = self._job(session)
+        _check_names(job, request.names)
         self._send(call, job, session, request.names)
 
     def push(self, call: Call, session: Session, request: Step, arrays: Sequence[Array]) -> None:
@@ -239,6 +254,7 @@ class Shard:
             block.swap(values)
         self._metrics.staleness.observe(float(job.updates - session.seen))
         job.updates += 1
+        session.seen += 1  # its own update is none that it has not seen
         self._metrics.updates[job.label] += 1
         if type(request) is PushPull:
             self._send(call, job, session, request.names)
@@ -308,7 +324,10 @@ class Shard:
         now = self._clock()
         for call, names, since in waiting:
             self._metrics.barrier_wait.observe(now - since)
-            self._send(call, job, None, names)
+            try:
+                self._send(call, job, None, names)
+            except Exception as error:
+                call.fail_with(error)  # the others are answered all the same
 
     def wait(self, name: str) -> Wait | None:
         """Return for whom a synchronous job waits, if for anybody."""
@@ -339,3 +358,15 @@ class Shard:
         if session is not None:
             session.seen = job.updates
         call.reply(Pulled(job.updates, parts), [block.values for block in blocks])
+
+
+def _check_names(job: JobStore, names: Sequence[str]) -> None:
+    """Refuse names that cannot be sent back, before anything is done for them."""
+    header = 0
+    for name in names:
+        block = job.block(name)
+        header += len(name.encode()) + len(block.spec.dtype) + _PART_OVERHEAD
+    if header > MAX_HEADER - _PART_OVERHEAD:
+        raise BadRequest("name fewer tensors in one request", field="names", value=f"{len(names)} names")
+    if len(names) > 1 and len(set(names)) != len(names):
+        raise BadRequest("a tensor is named once in a request", field="names", value=names)

@@ -20,6 +20,7 @@ import numpy.typing as npt
 import protocol
 from protocol.buffers import BufferPool
 from protocol.connection import Connection, Traffic
+from protocol.documents import CATALOGUE, STATUS
 from protocol.errors import BadRequest, NotFinite, PSError, Unreachable
 from protocol.frames import VERSION
 from protocol.messages import (
@@ -29,7 +30,6 @@ from protocol.messages import (
     Create,
     Created,
     Describe,
-    Described,
     Finish,
     Heartbeat,
     Hello,
@@ -50,7 +50,7 @@ from protocol.messages import (
     TensorInfo,
 )
 from protocol.optimizers import SGD, Optimizer, spec_of
-from protocol.status import ClusterStatus, decode_status
+from protocol.status import ClusterStatus
 from protocol.tensors import Part, all_finite, dtype_name
 from psworker.dialling import greet, reach, split_address
 from psworker.router import Outgoing, Pulls, as_tensor, plan_pull, plan_push
@@ -64,8 +64,8 @@ Array = npt.NDArray[Any]
 _RETAIN: Final = 1 << 30
 """Idle bytes kept for the next pulls."""
 
-_DESCRIBED: Final = 200
-"""Tensors described in one reply, so that its header stays below the limit with the longest names."""
+_DESCRIBED: Final = 100
+"""Tensors named in one request, so that its header stays below the limit with the longest names."""
 
 _HEARTBEAT: Final = 1.0  # seconds
 
@@ -176,7 +176,7 @@ async def fetch_status(host: str, port: int, *, within: float = 5.0) -> ClusterS
     finally:
         connection.close()
         await connection.wait_closed()
-    return decode_status(payload)
+    return STATUS.decode(payload)
 
 
 @dataclass(slots=True)
@@ -261,9 +261,7 @@ class Client:
 
     async def tensors(self) -> dict[str, TensorInfo]:
         """Return what all tensors of the job are, by name."""
-        described: Described
-        described, _ = await self._shards[0].request(Describe())
-        self._tensors |= {info.name: info for info in described.infos}
+        await self._describe(())
         return dict(self._tensors)
 
     @overload
@@ -327,10 +325,12 @@ class Client:
         Raises:
             PSError: as ``push`` and ``pull``; ``WorkerLost`` at staleness 0 if a worker is gone.
         """
-        plan = plan_push(await self._infos(gradients), gradients)
-        pulls = plan_pull(await self._infos(gradients if names is None else names), self._pool)
         # At staleness 0 every shard must learn that the step has ended, also those without a block.
-        shards = range(len(self._shards)) if self.staleness == 0 else sorted({*plan, *pulls.names})
+        everywhere = self.staleness == 0
+        several = everywhere and len(self._shards) > 1
+        plan = plan_push(await self._infos(gradients), gradients, also_elsewhere=several)
+        pulls = plan_pull(await self._infos(gradients if names is None else names), self._pool)
+        shards = range(len(self._shards)) if everywhere else sorted({*plan, *pulls.names})
         nothing = Outgoing()
         step = self.clock
         requests = []
@@ -372,13 +372,14 @@ class Client:
         names = tuple(names)
         missing = [name for name in names if name not in self._tensors]
         for begin in range(0, len(missing), _DESCRIBED):
-            request = Describe(tuple(missing[begin : begin + _DESCRIBED]))
-            described: Described
-            described, _ = await self._shards[0].request(request)
-            self._tensors |= {info.name: info for info in described.infos}
+            await self._describe(tuple(missing[begin : begin + _DESCRIBED]))
         if len(set(names)) != len(names):
             raise BadRequest("a tensor is named twice", field="names", value=names)
         return [self._tensors[name] for name in names]
+
+    async def _describe(self, names: tuple[str, ...]) -> None:
+        _, (payload,) = await self._shards[0].request(Describe(names))
+        self._tensors |= {info.name: info for info in CATALOGUE.decode(payload).infos}
 
     async def _beat(self) -> None:
         """Tell the coordinator once a second that this worker lives."""

@@ -52,10 +52,13 @@ def as_tensor(name: str, value: npt.ArrayLike) -> Array:
     return array if array.flags.c_contiguous else array.copy(order="C")
 
 
-def plan_push(infos: Sequence[TensorInfo], values: Mapping[str, npt.ArrayLike]) -> dict[int, Outgoing]:
+def plan_push(
+    infos: Sequence[TensorInfo], values: Mapping[str, npt.ArrayLike], *, also_elsewhere: bool = False
+) -> dict[int, Outgoing]:
     """Return what each shard is sent of ``values``; nothing is copied that is C-contiguous already.
 
-    A push over several shards is checked here first: no shard may take its share of what another refuses.
+    A push over several shards is checked here first: no shard may take its share of what another refuses,
+    nor end a step that another has refused (``also_elsewhere``: shards without a share are sent the end).
 
     Raises:
         BadTensor: another dtype or shape than the tensor's.
@@ -70,7 +73,7 @@ def plan_push(infos: Sequence[TensorInfo], values: Mapping[str, npt.ArrayLike]) 
             outgoing = plan.setdefault(block.shard, Outgoing())
             outgoing.parts.append(Part(info.name, info.spec.dtype, block.stop - block.start))
             outgoing.arrays.append(flat[block.start : block.stop])
-    if len(plan) > 1:
+    if len(plan) > 1 or also_elsewhere:
         for name, flat in flats:
             if not all_finite(flat):
                 raise NotFinite(

@@ -17,6 +17,7 @@ from protocol.errors import (
 from protocol.frames import VERSION
 from protocol.messages import Create as CreateRequest
 from protocol.messages import Created, Leased, Plan, Spec
+from protocol.messages import Join as JoinRequest
 from protocol.optimizers import SGD, Add, spec_of
 from psworker.client import Client, connect, fetch_plan
 from tests.cluster import connected, full, hello, parts_of, payload_of, running_cluster, wire, workers
@@ -192,7 +193,8 @@ async def test_one_client_may_create_several_times_at_once() -> None:
 async def test_the_next_creator_fills_what_the_first_left_half_filled() -> None:
     spec = Spec("float32", (LARGE,), spec_of(Add()))
     async with running_cluster(3) as cluster, connect(cluster.address) as ps:
-        async with connected(cluster.address, hello("default")) as dying:
+        async with connected(cluster.address, hello()) as dying:
+            await dying.request(JoinRequest("default"))
             created: Created
             created, _ = await dying.request(CreateRequest("w", spec))
             assert created.attempt == 1
@@ -215,7 +217,9 @@ async def fill_first_block(ps: Client, address: str, created: Created, spec: Spe
     block = created.blocks[0]
     values = full(block.stop - block.start, 1.0)
     async with wire(address) as creator:
-        await creator.ask("hello", versions=[VERSION], client="test", job="default")
+        assert ps.joined is not None
+        identity: dict[str, Any] = {"worker": ps.joined.worker, "incarnation": ps.joined.incarnation}
+        await creator.ask("hello", versions=[VERSION], client="test", job="default", **identity)
         reply = await creator.ask(
             "init",
             payload_of(values),

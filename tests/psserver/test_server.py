@@ -160,6 +160,10 @@ BAD_TENSORS = [
     (block([], payload=b""), "BAD_TENSOR", "tensors"),
     (block([["new", "float32", 2**62]]), "BAD_TENSOR", "payload length"),
     (block([["new", "float32", 4]], payload=payload_of(NAN)), "NOT_FINITE", "tensors"),
+    (block([["new", "float32", 5]], payload=payload_of(full(5, 1))), "BAD_TENSOR", "new"),
+    (block([["new", "float32", 0]], payload=b""), "BAD_TENSOR", "new"),
+    (("pull", b"", {"names": ["w", "v", "w"]}), "BAD_REQUEST", "names"),
+    (("push_pull", b"", {"tensors": [], "names": ["w", "w"], "step": 0}), "BAD_REQUEST", "names"),
 ]
 BAD_REQUESTS = [
     (("no_such_thing", b"", {}), "BAD_REQUEST", "op"),

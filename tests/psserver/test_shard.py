@@ -7,8 +7,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from protocol.errors import BadRequest, NotAMember, NotFinite, WorkerLost
+from protocol.errors import BadRequest, NotAMember, NotFinite, PSError, WorkerLost
 from protocol.frames import VERSION
+from protocol.messages import Plan
 from protocol.optimizers import SGD, Add
 from psserver.store.arithmetic import INLINE
 from psserver.store.dense import DenseBlock
@@ -322,3 +323,62 @@ async def test_jobs_do_not_see_each_others_names() -> None:
         await one.push({"w": full(4, 1.0)})
         np.testing.assert_array_equal(await one.pull("w"), full(4, 2.0))
         np.testing.assert_array_equal(await two.pull("w"), np.full((2, 3), 2.0))
+
+
+async def test_who_only_observes_makes_no_tensors() -> None:
+    async with running_cluster(2) as cluster, connect(cluster.address) as ps:
+        await ps.create("w", full(4, 1.0), Add())
+        async with connect(cluster.address, observe=True) as observer:
+            with pytest.raises(PSError, match="join"):
+                await observer.create("new", full(4, 0.0))
+        assert set(await ps.tensors()) == {"w"}
+
+
+async def test_a_tensor_in_use_is_not_filled_again() -> None:
+    async with running_cluster() as cluster, connect(cluster.address) as ps, wire(cluster.address) as other:
+        await ps.create("w", full(4, 0.0), Add())
+        await ps.push({"w": full(4, 1.0)})
+        joined = ps.joined
+        assert joined is not None
+        identity: dict[str, Any] = {"worker": joined.worker, "incarnation": joined.incarnation}
+        await other.ask("hello", versions=[VERSION], client="test", job=joined.job, **identity)
+        values = full(4, 9.0)
+        init: dict[str, Any] = {"name": "w", "spec": ["float32", [4], ["add", []]], "attempt": 7}
+        reply = await other.ask("init", payload_of(values), **init, tensors=parts_of(w=values))
+        assert (reply["code"], reply["field"]) == ("BAD_REQUEST", "attempt")
+        np.testing.assert_array_equal(await ps.pull("w"), full(4, 1.0))
+
+
+async def test_names_whose_answer_fits_no_header_change_nothing() -> None:
+    names = [f"{number:0120}" for number in range(450)]
+    async with running_cluster() as cluster, connect(cluster.address) as ps:
+        for name in names:
+            await ps.create(name, full(1, 0.0), Add())
+        assert set(await ps.tensors()) == set(names)
+        with pytest.raises(PSError, match="fewer tensors"):
+            await ps.push_pull({names[0]: full(1, 1.0)}, names)
+        assert await ps.pull(names[0]) == 0.0
+
+
+async def test_a_worker_has_seen_its_own_updates() -> None:
+    async with running_cluster() as cluster, connect(cluster.address) as ps:
+        await ps.create("w", full(4, 0.0), Add())
+        await ps.pull("w")
+        for _ in range(4):
+            await ps.push({"w": full(4, 1.0)})
+        async with connect(cluster.address) as other:
+            await other.push({"w": full(4, 1.0)})
+        await ps.push({"w": full(4, 1.0)})
+        _, total = cluster.servers[0].metrics.staleness.buckets()
+        assert total == 4 + 1  # the other had seen none of 4, and this one had not seen 1
+
+
+async def test_a_lease_that_is_waited_for_is_answered_when_its_worker_leaves() -> None:
+    plan = Plan("text", chunks=1, epochs=1, evaluate_every=0, seed=0)
+    async with running_cluster() as cluster, connect(cluster.address, plan=plan) as busy:
+        await busy.lease(block=False)
+        async with connect(cluster.address, plan=plan) as idle:
+            waiting = asyncio.create_task(idle.lease(block=True))
+            await cluster.status()
+        with pytest.raises(PSError):
+            await waiting

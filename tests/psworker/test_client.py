@@ -352,3 +352,13 @@ def split(cluster: Cluster, shard: int) -> tuple[str, int]:
     assert server._listener is not None
     host, port = server._listener.sockets[0].getsockname()
     return host, port
+
+
+async def test_a_gradient_that_is_refused_ends_the_step_on_no_shard() -> None:
+    async with running_cluster(3) as cluster, connect(cluster.address, staleness=0) as ps:
+        await ps.create("w", np.zeros(4, np.float32), Add())
+        with pytest.raises(NotFinite):
+            await ps.push_pull({"w": np.full(4, np.nan, np.float32)})
+        for step in (1, 2):
+            new = await ps.push_pull({"w": np.ones(4, np.float32)})
+            np.testing.assert_array_equal(new["w"], np.full(4, step))

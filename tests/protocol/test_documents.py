@@ -6,33 +6,36 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocol.documents import CATALOGUE, STATUS
 from protocol.errors import BadRequest
-from protocol.status import ClusterStatus, ShardStatus, decode_status, encode_status
+from protocol.messages import Block, Catalogue, Spec, TensorInfo
+from protocol.optimizers import SGD, spec_of
+from protocol.status import ClusterStatus, ShardStatus
 from tests.protocol.strategies import instances
 
-STATUS = ClusterStatus("0.1.0", 12.5, (ShardStatus(0, "127.0.0.1:7070", "ready", 4000),), ())
+SMALL = ClusterStatus("0.1.0", 12.5, (ShardStatus(0, "127.0.0.1:7070", "ready", 4000),), ())
 
 
 @given(instances(ClusterStatus))
 def test_a_status_arrives_as_it_was_sent(status: ClusterStatus) -> None:
-    payload = encode_status(status)
+    payload = STATUS.encode(status)
     assert payload.dtype == np.uint8
     assert payload.ndim == 1
-    assert decode_status(payload) == status
+    assert STATUS.decode(payload) == status
 
 
 @given(st.binary(max_size=200))
 def test_random_bytes_are_no_status(payload: bytes) -> None:
     with pytest.raises(BadRequest):
-        decode_status(np.frombuffer(payload, np.uint8))
+        STATUS.decode(np.frombuffer(payload, np.uint8))
 
 
 @given(st.integers(0, 1 << 20), st.integers(0, 255))
 def test_a_flipped_byte_is_a_status_or_refused(position: int, byte: int) -> None:
-    payload = encode_status(STATUS).copy()
+    payload = STATUS.encode(SMALL).copy()
     payload[position % len(payload)] = byte
     with contextlib.suppress(BadRequest):
-        assert isinstance(decode_status(payload), ClusterStatus)
+        assert isinstance(STATUS.decode(payload), ClusterStatus)
 
 
 @pytest.mark.parametrize(
@@ -48,11 +51,18 @@ def test_a_flipped_byte_is_a_status_or_refused(position: int, byte: int) -> None
 )
 def test_a_status_of_another_form_is_refused_with_the_field(plain: object, field: str) -> None:
     with pytest.raises(BadRequest) as caught:
-        decode_status(np.frombuffer(msgpack.packb(plain), np.uint8))
+        STATUS.decode(np.frombuffer(msgpack.packb(plain), np.uint8))
     assert caught.value.field == field
 
 
 def test_a_truncated_status_is_refused() -> None:
     with pytest.raises(BadRequest) as caught:
-        decode_status(encode_status(STATUS)[:-1])
+        STATUS.decode(STATUS.encode(SMALL)[:-1])
     assert caught.value.field == "status"
+
+
+def test_more_tensors_than_a_header_holds() -> None:
+    spec = Spec("float32", (1000, 1000), spec_of(SGD()))
+    blocks = tuple(Block(shard, shard * 1000, shard * 1000 + 1000) for shard in range(100))
+    catalogue = Catalogue(tuple(TensorInfo(f"{number:0128}", spec, blocks) for number in range(5000)))
+    assert CATALOGUE.decode(CATALOGUE.encode(catalogue)) == catalogue

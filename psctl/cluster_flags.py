@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 import configargparse
 
 from psctl.cluster import LocalCluster
+from psworker.cli import job_flags
 
 __all__ = ["cluster_flags", "cluster_from"]
 
@@ -19,16 +19,7 @@ def cluster_flags(parser: configargparse.ArgParser, *, workers: int, least_worke
     parser.add_argument(
         "--workers", type=_at_least(least_workers), default=workers, metavar="N", help="psworker processes"
     )
-    parser.add_argument(
-        "--job", type=Path, metavar="FILE", help="job file (TOML); without it, a demo on handwritten digits"
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        help="change a setting of the job, for example train.epochs=3; may be repeated",
-    )
+    job_flags(parser, without="a demo on handwritten digits")
     parser.add_argument(
         "--verbose", action="store_true", help="pass the processes' logs on to standard error"
     )

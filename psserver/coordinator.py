@@ -21,9 +21,7 @@ from protocol.errors import (
     JobMismatch,
     NotAMember,
     PSError,
-    SpecMismatch,
     UnknownJob,
-    UnknownTensor,
 )
 from protocol.messages import (
     Attach,
@@ -31,7 +29,6 @@ from protocol.messages import (
     Block,
     Catalogue,
     Create,
-    Created,
     Describe,
     Described,
     Empty,
@@ -48,7 +45,6 @@ from protocol.messages import (
     Spec,
     Status,
     StatusReport,
-    TensorInfo,
 )
 from protocol.status import (
     ClusterStatus,
@@ -58,6 +54,7 @@ from protocol.status import (
 )
 from protocol.tensors import DTYPES, Part
 from psserver.call import Call
+from psserver.catalogue import TensorCatalogue
 from psserver.leases import Ledger
 from psserver.membership import Membership, Worker
 from psserver.placement import place
@@ -81,17 +78,6 @@ class _ShardLink:
 
 
 @dataclass(slots=True)
-class _Tensor:
-    """A tensor of the catalogue; until it is filled, ``creator`` is filling it or nobody is."""
-
-    info: TensorInfo
-    attempt: int
-    creator: Connection | None
-    filled: bool = False
-    waiting: list[Call] = field(default_factory=list)
-
-
-@dataclass(slots=True)
 class _Job:
     """A job as the coordinator knows it."""
 
@@ -99,7 +85,7 @@ class _Job:
     staleness: float
     workers: Membership
     ledger: Ledger | None = None
-    tensors: dict[str, _Tensor] = field(default_factory=dict)
+    tensors: TensorCatalogue[Connection, Call] = field(default_factory=TensorCatalogue)
     joining: list[tuple[Call, Worker]] = field(default_factory=list)
     idle: list[tuple[Call, Worker]] = field(default_factory=list)  # wait for a lease
     at_work: dict[Connection, Worker] = field(default_factory=dict)
@@ -265,10 +251,8 @@ class Coordinator:
     def connection_lost(self, connection: Connection) -> None:
         """Take note that a worker, a creator of tensors or a shard is gone."""
         for job in self._jobs.values():
-            for tensor in job.tensors.values():
-                tensor.waiting = [call for call in tensor.waiting if call.connection is not connection]
-                if tensor.creator is connection and not tensor.filled:
-                    self._next_creator(tensor)
+            for call, created in job.tensors.lost(connection):
+                call.reply(created)
             worker = job.at_work.pop(connection, None)
             if worker is not None:
                 self._lose(job, worker)
@@ -343,77 +327,33 @@ class Coordinator:
     # --- tensors
 
     def create(self, call: Call, session: Session, request: Create) -> None:
-        """Make a tensor: the first asker fills it, others wait until it is filled.
-
-        A creator that asks again has given its first attempt up.
-
-        Raises:
-            SpecMismatch: it exists with another spec.
-        """
+        """Make a tensor, or say where it is; the answer may have to wait until it is filled."""
         job, _ = self._worker(session, call.connection)
         check_spec(request.spec, averaged=job.staleness == 0)
-        tensor = job.tensors.get(request.name)
-        if tensor is None:
-            tensor = _Tensor(self._placed(request), attempt=1, creator=call.connection)
-            job.tensors[request.name] = tensor
-            call.reply(Created(tensor.info.blocks, tensor.attempt))
-        elif tensor.info.spec != request.spec:
-            raise _spec_mismatch(request.name, tensor.info.spec, request.spec)
-        elif tensor.filled:
-            call.reply(Created(tensor.info.blocks))
-        elif tensor.creator is call.connection:
-            tensor.attempt += 1
-            call.reply(Created(tensor.info.blocks, tensor.attempt))
-        elif tensor.creator is None:
-            tensor.creator = call.connection
-            call.reply(Created(tensor.info.blocks, tensor.attempt))
-        else:
-            tensor.waiting.append(call)
+        created = job.tensors.create(request.name, request.spec, call.connection, call, self._placed)
+        if created is not None:
+            call.reply(created)
 
-    def _placed(self, request: Create) -> TensorInfo:
-        dtype = DTYPES[request.spec.dtype]
+    def _placed(self, spec: Spec) -> tuple[Block, ...]:
+        itemsize = DTYPES[spec.dtype].itemsize
         links = [link for link in self._links if link is not None]
-        blocks = place(math.prod(request.spec.shape), dtype.itemsize, [link.load for link in links])
+        blocks = place(math.prod(spec.shape), itemsize, [link.load for link in links])
         for block in blocks:
-            links[block.shard].load += _nbytes(block, request.spec)
-        return TensorInfo(request.name, request.spec, blocks)
-
-    def _next_creator(self, tensor: _Tensor) -> None:
-        """The creator went away halfway: the next asker fills the tensor, from the beginning."""
-        tensor.attempt += 1
-        tensor.creator = None
-        if tensor.waiting:
-            call = tensor.waiting.pop(0)
-            tensor.creator = call.connection
-            call.reply(Created(tensor.info.blocks, tensor.attempt))
+            links[block.shard].load += (block.stop - block.start) * itemsize
+        return blocks
 
     def initialised(self, call: Call, session: Session, request: Initialised) -> None:
         """Note that a tensor is filled."""
         job, _ = self._worker(session, call.connection)
-        tensor = job.tensors.get(request.name)
-        if tensor is None:
-            raise UnknownTensor("create it first", field="name", value=request.name)
-        if tensor.attempt != request.attempt:
-            raise BadRequest("another attempt has begun", field="attempt", value=request.attempt)
-        tensor.creator, tensor.filled = None, True
+        waiting = job.tensors.initialised(request.name, request.attempt)
         call.reply(Empty())
-        waiting, tensor.waiting = tensor.waiting, []
-        for other in waiting:
-            other.reply(Created(tensor.info.blocks))
+        for other, created in waiting:
+            other.reply(created)
 
     def describe(self, call: Call, session: Session, request: Describe) -> None:
         """Say what tensors are and where."""
-        job = self._job(session.job)
-        names = request.names or tuple(name for name, tensor in job.tensors.items() if tensor.filled)
-        found = []
-        for name in names:
-            tensor = job.tensors.get(name)
-            if tensor is None or not tensor.filled:
-                raise UnknownTensor(
-                    f"job {job.name!r} has no tensor of that name; create it first", field="name", value=name
-                )
-            found.append(tensor.info)
-        payload = CATALOGUE.encode(Catalogue(tuple(found)))
+        found = self._job(session.job).tensors.describe(request.names)
+        payload = CATALOGUE.encode(Catalogue(found))
         call.reply(Described((Part("catalogue", "uint8", payload.size),)), (payload,))
 
     # --- status
@@ -441,13 +381,9 @@ class Coordinator:
         store = self._shard.jobs.get(job.name)
         tensors = tuple(
             TensorStatus(
-                tensor.info.name,
-                tensor.info.spec.dtype,
-                tensor.info.spec.shape,
-                tensor.info.spec.optimizer.name,
-                len(tensor.info.blocks),
+                info.name, info.spec.dtype, info.spec.shape, info.spec.optimizer.name, len(info.blocks)
             )
-            for tensor in job.tensors.values()
+            for info in job.tensors
         )
         return JobStatus(
             name=job.name,
@@ -498,17 +434,3 @@ class Coordinator:
         if job.ledger is None:
             raise BadRequest("the job was made without a plan of its data", field="job", value=job.name)
         return job.ledger
-
-
-def _nbytes(block: Block, spec: Spec) -> int:
-    return (block.stop - block.start) * DTYPES[spec.dtype].itemsize
-
-
-def _spec_mismatch(name: str, has: Spec, wanted: Spec) -> SpecMismatch:
-    for field_name in ("dtype", "shape", "optimizer"):
-        old, new = getattr(has, field_name), getattr(wanted, field_name)
-        if old != new:
-            return SpecMismatch(
-                f"tensor {name!r} exists with {field_name} {old}", field=field_name, value=new
-            )
-    raise AssertionError("the specs are equal")

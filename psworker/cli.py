@@ -20,7 +20,7 @@ from psworker.errors import JobError
 from psworker.job import load_job
 from psworker.metrics import WorkerMetrics
 
-__all__ = ["main"]
+__all__ = ["job_flags", "main"]
 
 _log = logging.getLogger("psworker")
 
@@ -44,16 +44,7 @@ def _parser() -> configargparse.ArgParser:
     parser.add_argument(
         "--server", type=address, default="127.0.0.1:7070", metavar="HOST:PORT", help="the coordinator"
     )
-    parser.add_argument(
-        "--job", type=Path, metavar="FILE", help="job file (TOML); without it, the job that the cluster has"
-    )
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        help="change a setting of the job, for example train.epochs=3; may be repeated",
-    )
+    job_flags(parser, without="the job that the cluster has")
     parser.add_argument("--name", type=job_name, help="this worker's name in the job; without it, worker-N")
     parser.add_argument(
         "--metrics-port", type=port, default=9465, help="HTTP port for metrics; 0 takes a free one"
@@ -71,6 +62,18 @@ def _parser() -> configargparse.ArgParser:
     )
     log_flags(parser)
     return parser
+
+
+def job_flags(parser: configargparse.ArgParser, *, without: str) -> None:
+    """Add ``--job`` and ``--set``; ``without`` says what is trained without a file."""
+    parser.add_argument("--job", type=Path, metavar="FILE", help=f"job file (TOML); without it, {without}")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="change a setting of the job, for example train.epochs=3; may be repeated",
+    )
 
 
 async def _work(settings: WorkerSettings, options: argparse.Namespace, stop: asyncio.Event) -> int:

@@ -20,6 +20,8 @@ class Model(Protocol):
     ) -> tuple[dict[str, npt.NDArray[np.float32]], float]:
         """The gradient of the batch's mean loss, by the names and shapes of `parameters`, and that loss.
 
+        The arrays are new on each call: the last ones may still be on their way to the servers.
+
         `parameters` are read-only. The built-in models raise ValueError for an empty batch and
         DataError for labels that they have no class for.
         """

@@ -381,7 +381,11 @@ class Connection(asyncio.BufferedProtocol):
         else:
             # The header goes ahead: the peer is woken, and reads it, while the payload is still being copied.
             transport.write(prelude + header)
-            transport.writelines(write_buffers(arrays))
+            pieces = write_buffers(arrays)
+            if len(pieces) == 1:
+                transport.write(pieces[0])
+            else:
+                transport.writelines(pieces)
 
     # --- ending
 

@@ -17,7 +17,7 @@ from protocol.errors import PSError
 from psctl import status, train, up
 from psctl.child import ProcessFailed
 from psworker.daemon import exit_code
-from psworker.errors import JobError
+from psworker.errors import DataError, JobError
 from psworker.job import nearest
 
 __all__ = ["main"]
@@ -112,7 +112,7 @@ def _run(name: str, arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print(f"psctl {name}: interrupted", file=sys.stderr)
         return ExitCode.INTERRUPTED
-    except (JobError, ProcessFailed, PSError, OSError) as error:
+    except (JobError, DataError, ProcessFailed, PSError, OSError) as error:
         print(f"psctl {name}: {error}", file=sys.stderr)
         return _exit_code(error)
 

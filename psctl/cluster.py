@@ -44,6 +44,7 @@ class LocalCluster:
         workers: how many, and how many the job starts with; 0: the job's settings say when it starts.
         job: job file, relative to the current directory; None: the built-in demo job.
         overrides: settings of the job, such as ``train.epochs=3``.
+        port: the coordinator's TCP port; 0: a free one.
         echo_logs: pass the processes' logs on to standard error, each line after its process's name.
         grace: seconds that workers, other servers and coordinator each have to end before they are killed.
         server_command: program and first arguments of a server; flags follow.
@@ -67,6 +68,7 @@ class LocalCluster:
         job: str | Path | None = None,
         overrides: Sequence[str] = (),
         *,
+        port: int = 0,
         echo_logs: bool = False,
         grace: float = 10.0,
         server_command: Sequence[str] = _SERVER,
@@ -81,6 +83,7 @@ class LocalCluster:
         self._server_count = servers
         self._worker_count = workers
         self._job_flags = _job_flags(job, overrides, workers)
+        self._port = port
         self._echo_logs = echo_logs
         self._grace = grace
         self._server_command = server_command
@@ -179,7 +182,8 @@ class LocalCluster:
     def _start_server(self, shard: int, ready_files: Path) -> Child:
         name = f"server-{shard}"
         place = ("--join", self.address, "--shard", str(shard)) if shard else ()
-        flags = ("--host", "127.0.0.1", "--port", "0", "--shards", str(self._server_count), *place)
+        port = str(0 if shard else self._port)
+        flags = ("--host", "127.0.0.1", "--port", port, "--shards", str(self._server_count), *place)
         ready_file = ("--ready-file", str(ready_files / name))
         server = self._start(name, (*self._server_command, *flags, *ready_file))
         self._servers.append(server)

@@ -25,9 +25,11 @@ def cluster_flags(parser: configargparse.ArgParser, *, workers: int, least_worke
     )
 
 
-def cluster_from(options: argparse.Namespace) -> LocalCluster:
-    """Return the cluster that the flags describe, not started yet."""
-    return LocalCluster(options.servers, options.workers, options.job, options.set, echo_logs=options.verbose)
+def cluster_from(options: argparse.Namespace, *, port: int = 0) -> LocalCluster:
+    """Return the cluster that the flags describe, not started yet, with its coordinator on ``port``."""
+    return LocalCluster(
+        options.servers, options.workers, options.job, options.set, port=port, echo_logs=options.verbose
+    )
 
 
 def _at_least(least: int) -> Callable[[str], int]:

@@ -162,13 +162,12 @@ def _workers(job: JobStatus, progress: Progress, most: int) -> Table:
     rows = _rows(_NAME, _BAR, None, None, None, None)
     for column in rows.columns[2:]:
         column.justify = "right"
-    in_all = sum(worker.examples for worker in job.workers) or 1
     most_done = max((worker.examples for worker in job.workers), default=0) or 1
     for worker in sorted(job.workers, key=lambda one: (len(one.name), one.name))[:most]:
         rows.add_row(
             Text(printable(worker.name)),
             _bar(_done(progress) * worker.examples / most_done, "cyan"),
-            Text(f"{count(worker.examples)} examples ({worker.examples / in_all:.0%})"),
+            Text(f"{count(worker.examples)} examples"),
             _speed(worker),
             Text(f"step {count(worker.clock)}"),
             Text(f"loss {figure(worker.loss)}"),

@@ -19,6 +19,7 @@ from psctl.json_text import json_text
 from psctl.result import Result, result_of, result_table
 from psctl.screen import Show, console_for, screen
 from psworker.client import fetch_status
+from psworker.daemon import check
 from psworker.job import Job, load_job
 
 __all__ = ["flags", "run", "train"]
@@ -43,10 +44,11 @@ def run(options: argparse.Namespace) -> int:
     """Train, show it, and print the result.
 
     Raises:
-        JobError: the job file or a setting cannot be used.
+        JobError, DataError: the job, its model or its data cannot be used.
         ProcessFailed: a process of the cluster ended in the middle of it.
     """
     job = load_job(options.job, (*options.set, f"train.workers={options.workers}"))
+    check(job)
     with screen(job, options.format) as show:
         result = train(cluster_from(options), job, show, fetch_status)
     if options.format == "json":

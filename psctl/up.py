@@ -8,9 +8,11 @@ from typing import Final, NoReturn
 
 import configargparse
 
+from protocol.daemon.settings import port
 from psctl.cluster import LocalCluster
 from psctl.cluster_flags import cluster_flags, cluster_from
 from psctl.figures import plural
+from psworker.daemon import check
 from psworker.job import load_job
 
 __all__ = ["flags", "greeting", "run"]
@@ -20,6 +22,9 @@ _LOOK_EVERY: Final = 0.2  # seconds
 
 def flags(parser: configargparse.ArgParser) -> None:
     """Add the flags of ``psctl up``."""
+    parser.add_argument(
+        "--port", type=port, default=7070, help="TCP port of the coordinator; 0 takes a free one"
+    )
     cluster_flags(parser, workers=0, least_workers=0)
 
 
@@ -27,12 +32,14 @@ def run(options: argparse.Namespace) -> NoReturn:
     """Start a cluster, say how to use it, and keep it.
 
     Raises:
-        JobError: the job file or a setting cannot be used.
+        JobError, DataError: the job, its model or its data cannot be used.
         ProcessFailed: a process of the cluster ended that should not have.
         KeyboardInterrupt, SystemExit: SIGINT or SIGTERM came; the cluster has been stopped.
     """
-    load_job(options.job, options.set)  # what is wrong with it is better said before anything is started
-    with cluster_from(options) as cluster:
+    job = load_job(options.job, options.set)
+    if options.workers:
+        check(job)
+    with cluster_from(options, port=options.port) as cluster:
         print(greeting(cluster.address, cluster.metrics, len(cluster.workers)), flush=True)
         _stay(cluster)
 

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import logging
 from collections.abc import Sequence
+from typing import Final
 
 import configargparse
 
@@ -20,6 +21,8 @@ from psserver.server import Server, ServerSettings
 __all__ = ["main"]
 
 _log = logging.getLogger("psserver")
+
+_METRICS_PORT: Final = 9464
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,7 +52,10 @@ def _parser() -> configargparse.ArgParser:
         "--shard", type=int, metavar="I", help="the number to ask the coordinator for; without it, any"
     )
     parser.add_argument(
-        "--metrics-port", type=port, default=9464, help="HTTP port for metrics; 0 takes a free one"
+        "--metrics-port",
+        type=port,
+        metavar="PORT",
+        help=f"HTTP port for metrics (default: {_METRICS_PORT}, or a free one if that is taken)",
     )
     parser.add_argument("--max-frame", type=size, default="1GiB", help="largest payload of a frame accepted")
     parser.add_argument("--max-connections", type=int, default=1024, metavar="N", help="connections accepted")
@@ -98,7 +104,14 @@ async def _serve(options: argparse.Namespace, stop: asyncio.Event) -> int:
     )
     exposition = Exposition(server.metrics.registry, server.is_ready, asyncio.get_running_loop())
     try:
-        metrics = exposition.listen(options.host, options.metrics_port)
+        metrics = exposition.listen(options.host, options.metrics_port, _METRICS_PORT)
+    except OSError as error:
+        _log.error(
+            "cannot serve metrics on --host %s --metrics-port %s: %s; port 0 takes a free one",
+            options.host, options.metrics_port, error,
+        )  # fmt: skip
+        return ExitCode.USAGE
+    try:
         bound = await server.start()
     except (OSError, PSError) as error:
         code = _start_failure(options, error)
@@ -120,9 +133,8 @@ def _start_failure(options: argparse.Namespace, error: Exception) -> int:
         _log.error("the coordinator refuses: %s", error)
         return ExitCode.REFUSED
     _log.error(
-        "cannot listen on %s (--port %d, --metrics-port %d): %s; 0 takes a free port",
-        options.host, options.port, options.metrics_port, error,
-    )  # fmt: skip
+        "cannot listen on --host %s --port %d: %s; port 0 takes a free one", options.host, options.port, error
+    )
     return ExitCode.USAGE
 
 

@@ -87,9 +87,9 @@ class Membership:
         if self._fixed and self.started and finished_at is None:
             raise JobMismatch(
                 f"the job is synchronous and has started with its {self._needed} workers; "
-                "say at the start how many there are (train.workers)",
-                field="name",
-                value=name,
+                "say in the job how many there are (train.workers)",
+                field="workers",
+                value=self._needed,
             )
         worker = Worker(
             id=known.id if known else len(self._workers),

@@ -347,7 +347,12 @@ class Shard:
     def _check_worker(self, job: JobStore, session: Session) -> None:
         member = job.members.get(-1 if session.worker is None else session.worker)
         if member is None or member.incarnation != session.incarnation:
-            raise NotAMember("only workers that have joined push", field="worker", value=session.worker)
+            reason = (
+                "this connection only observes; join the job to push"
+                if session.worker is None
+                else "the worker has left, or was replaced by a later one of its name"
+            )
+            raise NotAMember(reason, field="worker", value=session.worker)
 
     def _allocate(self, parts: Sequence[Part]) -> Sequence[Array]:
         return [self._pool.empty(part.elements, DTYPES[part.dtype]) for part in parts]

@@ -7,6 +7,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 import configargparse
 
@@ -16,13 +17,15 @@ from protocol.daemon.logs import configure_logs
 from protocol.daemon.run import announce_ready, run, watch_stdin
 from protocol.daemon.settings import address, duration, job_name, log_flags, new_parser, port
 from psworker.daemon import WorkerSettings, exit_code, work
-from psworker.errors import JobError
+from psworker.errors import JobError, ModelError
 from psworker.job import load_job
 from psworker.metrics import WorkerMetrics
 
 __all__ = ["job_flags", "main"]
 
 _log = logging.getLogger("psworker")
+
+_METRICS_PORT: Final = 9465
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,10 +50,17 @@ def _parser() -> configargparse.ArgParser:
     job_flags(parser, without="the job that the cluster has")
     parser.add_argument("--name", type=job_name, help="this worker's name in the job; without it, worker-N")
     parser.add_argument(
-        "--metrics-port", type=port, default=9465, help="HTTP port for metrics; 0 takes a free one"
+        "--metrics-port",
+        type=port,
+        metavar="PORT",
+        help=f"HTTP port for metrics (default: {_METRICS_PORT}, or a free one if that is taken)",
     )
     parser.add_argument(
-        "--reconnect-for", type=duration, default="60s", help="how long to try while no server answers"
+        "--reconnect-for",
+        type=duration,
+        default="60s",
+        metavar="TIME",
+        help="how long to try while no server answers",
     )
     parser.add_argument(
         "--ready-file", metavar="FILE", help="write the metrics address there as JSON once bound"
@@ -80,13 +90,13 @@ async def _work(settings: WorkerSettings, options: argparse.Namespace, stop: asy
     metrics = WorkerMetrics()
     exposition = Exposition(metrics.registry, lambda: not stop.is_set(), asyncio.get_running_loop())
     try:
-        bound = exposition.listen("127.0.0.1", options.metrics_port)
+        bound = exposition.listen("127.0.0.1", options.metrics_port, _METRICS_PORT)
     except OSError as error:
         _log.error(
-            "cannot serve metrics on --metrics-port %d: %s; 0 takes a free port", options.metrics_port, error
+            "cannot serve metrics on --metrics-port %s: %s; 0 takes a free port", options.metrics_port, error
         )
         return ExitCode.USAGE
-    announce_ready(options.ready_file, metrics=bound, server=settings.server)
+    announce_ready(options.ready_file, metrics=bound)
     watching = asyncio.create_task(_stop_with_stdin(stop)) if options.stop_with_stdin else None
     try:
         return await _until_stopped(settings, metrics, stop)
@@ -110,7 +120,9 @@ async def _until_stopped(settings: WorkerSettings, metrics: WorkerMetrics, stop:
         code = exit_code(error)
         if code is None:
             raise
-        _log.error("%s", error)
+        lost = "the cluster is lost: " if code == ExitCode.CLUSTER_LOST else ""
+        theirs = error.__cause__ if isinstance(error, ModelError) else None  # where in the user's code
+        _log.error("%s%s", lost, error, exc_info=theirs)
         return code
     finally:
         stopped.cancel()

@@ -29,7 +29,7 @@ from psworker.metrics import WorkerMetrics
 from psworker.models import Model, build_model
 from psworker.training import Trainer
 
-__all__ = ["WorkerSettings", "exit_code", "work"]
+__all__ = ["WorkerSettings", "check", "exit_code", "work"]
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +58,9 @@ async def work(settings: WorkerSettings, metrics: WorkerMetrics) -> None:
     plan = Plan(job_to_json(job), source.chunks, job.train.epochs, job.eval.every, job.seed)
     if job.eval.holdout == 0:
         plan = Plan(plan.text, plan.chunks, plan.epochs, 0, plan.seed)
+    _log.info(
+        "joining job %s at %s, which starts with %d workers", job.name, settings.server, job.train.workers
+    )
     try:
         async with connect(
             settings.server,
@@ -70,11 +73,25 @@ async def work(settings: WorkerSettings, metrics: WorkerMetrics) -> None:
         ) as client:
             _log.info("%s works on job %s", client.name, job.name)
             await _train(client, model, source, job, optimizer, metrics)
-            _log.info("%s is done after %d steps", client.name, client.clock)
+            if client.report.examples:
+                _log.info("%s is done after %d steps", client.name, client.clock)
+            else:
+                _log.info("%s found nothing left to train in job %s", client.name, job.name)
     except JobMismatch as error:
         if error.field in ("plan", "chunks"):
             raise await _explained(settings, job, plan, error) from error
         raise
+
+
+def check(job: Job) -> None:
+    """Raise what a worker of this job would raise at once, so that nobody starts a cluster to hear it.
+
+    Raises:
+        JobError, DataError: a setting, the model or the file cannot be used.
+    """
+    _optimizer(job.optimizer)
+    if job.data.source != "digits":  # which cannot be wrong, and takes a second to load
+        _load(job)
 
 
 async def _job_of_cluster(settings: WorkerSettings) -> Job:

@@ -23,7 +23,7 @@ MAX_PAYLOAD: Final = 1 << 40
 """Largest reply accepted: replies are as large as what was asked for, which the client knows."""
 
 _PORT: Final = re.compile("[0-9]{1,5}")
-_ANSWER_WITHIN: Final = 10.0  # seconds for the connection and the hello; a hung server takes connections too
+_ANSWER_WITHIN: Final = 5.0  # seconds for the connection and the hello; a hung server takes connections too
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 2.0
 
@@ -57,7 +57,8 @@ async def greet(host: str, port: int, hello: Hello, traffic: Traffic) -> Connect
                 connection.abort()
                 raise
     except TimeoutError:
-        raise TimeoutError(errno.ETIMEDOUT, f"no answer within {_ANSWER_WITHIN:g} s") from None
+        reason = f"no answer within {_ANSWER_WITHIN:g} s: is it psserver, and not its metrics port?"
+        raise TimeoutError(errno.ETIMEDOUT, reason) from None
     return connection
 
 
@@ -84,6 +85,7 @@ async def reach(host: str, port: int, *, within: float, traffic: Traffic, rng: r
                     field="server",
                     value=f"{host}:{port}",
                 ) from error
-            _log.debug("no server at %s:%d yet: %s", host, port, error)
+            if pause == _FIRST_PAUSE:
+                _log.info("no server at %s:%d yet (%s); trying for %g s", host, port, error, within)
         await asyncio.sleep(min(rng.uniform(0, pause), max(0.0, deadline - loop.time())))
         pause = min(pause * 2, _LONGEST_PAUSE)

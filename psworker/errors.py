@@ -2,6 +2,7 @@
 
 ValueError
 └── JobError     the job file, a --set or a setting is wrong      exit code 2
+    └── ModelError   a model of the user's own fails or misbehaves
 Exception
 └── DataError    the training data cannot be read                 exit code 14
 """
@@ -9,6 +10,10 @@ Exception
 
 class JobError(ValueError):
     """A job file or setting that cannot be used; the message names it, its value and the remedy."""
+
+
+class ModelError(JobError):
+    """A model that raised, or returned something that no model returns."""
 
 
 class DataError(Exception):

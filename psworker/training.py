@@ -21,6 +21,7 @@ from psworker.client import Client
 from psworker.data import Batch, Source, minibatches
 from psworker.metrics import WorkerMetrics
 from psworker.models import EvaluatedModel, Model
+from psworker.models.calls import gradients_of
 
 __all__ = ["Trainer"]
 
@@ -134,7 +135,7 @@ class Trainer:
                     return  # the lease goes back when this worker leaves
                 with self._metrics.phase("compute"):
                     gradients, loss = await self._in(
-                        self._computing, self._model.gradients, self._parameters, batch
+                        self._computing, gradients_of, self._model, self._parameters, batch
                     )
                 if under_way is not None:
                     self._parameters = await self._pushed(under_way)

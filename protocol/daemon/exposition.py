@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import logging
 import socket
 import threading
 from collections.abc import Callable, Iterable
@@ -15,6 +17,8 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from protocol.daemon.settings import join_address
 
 __all__ = ["Exposition"]
+
+_log = logging.getLogger(__name__)
 
 _ALIVE_WITHIN: Final = 1.0  # seconds in which a healthy event loop gets round to a callback
 
@@ -51,12 +55,24 @@ class Exposition:
         self._loop = loop
         self._server: WSGIServer | None = None
 
-    def listen(self, host: str, port: int) -> str:
+    def listen(self, host: str, port: int | None, preferred: int) -> str:
         """Begin to answer on ``host``:``port`` and return the address.
 
+        Without a port it is the preferred one or, where another daemon of the machine has that, a free one.
+
         Raises:
-            OSError: the port is taken.
+            OSError: the port that was asked for is taken, or the host is none of this machine's.
         """
+        try:
+            return self._listen(host, preferred if port is None else port)
+        except OSError as error:
+            if port is not None or error.errno != errno.EADDRINUSE:
+                raise
+        address = self._listen(host, 0)
+        _log.info("port %d is taken: metrics are on %s", preferred, address)
+        return address
+
+    def _listen(self, host: str, port: int) -> str:
         kind = _Server6 if ":" in host else _Server
         self._server = make_server(host, port, self._answer, server_class=kind, handler_class=_Quiet)
         threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()

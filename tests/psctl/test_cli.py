@@ -119,12 +119,12 @@ def test_flags_make_the_cluster(monkeypatch: pytest.MonkeyPatch, seen: argparse.
     )
     made: list[object] = []
 
-    def local_cluster(*arguments: object, echo_logs: bool) -> None:
-        made.extend((*arguments, echo_logs))
+    def local_cluster(*arguments: object, port: int, echo_logs: bool) -> None:
+        made.extend((*arguments, port, echo_logs))
 
     monkeypatch.setattr("psctl.cluster_flags.LocalCluster", local_cluster)
     cluster_from(seen)
-    assert made == [3, 4, Path("a.toml"), ["a.b=1", "c.d=2"], False]
+    assert made == [3, 4, Path("a.toml"), ["a.b=1", "c.d=2"], 0, False]
 
 
 @pytest.mark.parametrize(

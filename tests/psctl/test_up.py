@@ -15,7 +15,8 @@ def clusters(monkeypatch: pytest.MonkeyPatch, fake_cluster: MakeCluster) -> Call
     """Return what makes ``psctl up`` start fake daemons."""
 
     def install(servers: int, workers: int, **daemons: str) -> None:
-        def cluster_from(options: argparse.Namespace) -> LocalCluster:
+        def cluster_from(options: argparse.Namespace, *, port: int) -> LocalCluster:
+            assert port == 7070
             return fake_cluster(servers, workers, **daemons)
 
         monkeypatch.setattr(up, "cluster_from", cluster_from)
@@ -69,7 +70,7 @@ def test_it_ends_with_a_child_that_dies(clusters: Clusters, capsys: Output) -> N
 def test_a_wrong_job_is_refused_before_anything_starts(
     monkeypatch: pytest.MonkeyPatch, capsys: Output
 ) -> None:
-    monkeypatch.setattr(up, "cluster_from", lambda options: pytest.fail("started"))
+    monkeypatch.setattr(up, "cluster_from", lambda options, port: pytest.fail("started"))
     assert cli.main(["up", "--workers", "1", "--set", "nonsense"]) == 2
     assert "nonsense" in capsys.readouterr().err
 
@@ -80,3 +81,16 @@ def test_the_greeting_can_be_pasted() -> None:
     python = [line.removeprefix("  python").strip() for line in text.splitlines() if "connect" in line]
     compile("\n".join(python), "greeting", "exec")
     assert "psctl status --server 127.0.0.1:4321" in text
+
+
+@pytest.mark.parametrize(
+    ("setting", "code"),
+    [("optimizer.lr=-1", 2), ("optimizer.name=sdg", 2), ("data.source=none.csv", 14)],
+)
+@pytest.mark.parametrize("command", ["up", "train"])
+def test_what_every_worker_would_refuse_is_refused_before_anything_starts(
+    command: str, setting: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    monkeypatch.setattr("psctl.cluster_flags.LocalCluster", lambda *_, **__: pytest.fail("started"))
+    assert cli.main([command, "--workers", "1", "--set", setting]) == code
+    assert setting.partition("=")[2] in capsys.readouterr().err

@@ -18,7 +18,7 @@ from protocol.status import Evaluation, Progress
 from psworker.client import Client, connect
 from psworker.data import Batch
 from psworker.data.split import Part
-from psworker.errors import DataError
+from psworker.errors import DataError, ModelError
 from psworker.metrics import WorkerMetrics
 from psworker.training import Trainer
 from tests.cluster import Cluster, running_cluster
@@ -215,14 +215,14 @@ async def test_a_run_is_repeatable(staleness: float) -> None:
 # --- one worker fails, the others finish
 
 
-class ModelError(Exception):
+class BrokenModelError(Exception):
     pass
 
 
 def fail_at(number: int) -> Callable[[int], None]:
     def before(calls: int) -> None:
         if calls == number:
-            raise ModelError
+            raise BrokenModelError
 
     return before
 
@@ -238,6 +238,7 @@ async def test_the_work_of_a_model_that_raises_is_done_by_others(staleness: floa
             return_exceptions=True,
         )
         assert isinstance(bad, ModelError)
+        assert isinstance(bad.__cause__, BrokenModelError)
         await assert_finished_without(cluster, "bad", good)
 
 

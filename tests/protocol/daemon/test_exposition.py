@@ -34,7 +34,7 @@ class Daemon:
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever)
         self.exposition = Exposition(self.registry, lambda: self.ready, self.loop)
-        self.address = self.exposition.listen("127.0.0.1", 0)
+        self.address = self.exposition.listen("127.0.0.1", 0, 0)
 
     def get(self, path: str) -> Page:
         return get(self.address, path)
@@ -111,7 +111,7 @@ def test_a_daemon_whose_loop_is_closed_is_not_alive() -> None:
     loop = asyncio.new_event_loop()
     loop.close()
     exposition = Exposition(CollectorRegistry(), lambda: True, loop)
-    address = exposition.listen("127.0.0.1", 0)
+    address = exposition.listen("127.0.0.1", 0, 0)
     page = get(address, "/healthz")
     exposition.close()
     assert page.status == 503
@@ -127,16 +127,27 @@ def test_a_port_that_is_taken_is_an_os_error(daemon: Daemon) -> None:
     host, _, port = daemon.address.rpartition(":")
     other = Exposition(CollectorRegistry(), lambda: True, daemon.loop)
     with pytest.raises(OSError, match="in use"):
-        other.listen(host, int(port))
+        other.listen(host, int(port), 0)
     other.close()
 
 
 def test_nobody_answers_after_the_close() -> None:
     loop = asyncio.new_event_loop()
     exposition = Exposition(CollectorRegistry(), lambda: True, loop)
-    address = exposition.listen("127.0.0.1", 0)
+    address = exposition.listen("127.0.0.1", 0, 0)
     assert get(address, "/readyz").status == 200
     exposition.close()
     with pytest.raises(urllib.error.URLError, match="refused"):
         get(address, "/readyz")
     loop.close()
+
+
+def test_a_preferred_port_that_is_taken_is_none_that_was_asked_for(daemon: Daemon) -> None:
+    taken = int(daemon.address.rpartition(":")[2])
+    other = Exposition(CollectorRegistry(), lambda: True, daemon.loop)
+    try:
+        address = other.listen("127.0.0.1", None, taken)
+        assert address != daemon.address
+        assert address.startswith("127.0.0.1:")
+    finally:
+        other.close()

@@ -3,7 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: demo test check bench clean
+.PHONY: help demo test check bench clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
 
 demo: .venv/demo.stamp ## train on handwritten digits with 1 server and 2 workers
 	@$(BIN)/psctl train --servers 1 --workers 2
@@ -20,7 +23,7 @@ check: .venv/dev.stamp ## format, lint, types, import directions
 bench: .venv/dev.stamp ## speed against the ceilings of this machine, and peers where installed
 	$(BIN)/python -m benchmarks dense
 
-clean:
+clean: ## forget what was installed and cached
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 .venv/bin/python:

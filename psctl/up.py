@@ -23,7 +23,11 @@ _LOOK_EVERY: Final = 0.2  # seconds
 def flags(parser: configargparse.ArgParser) -> None:
     """Add the flags of ``psctl up``."""
     parser.add_argument(
-        "--port", type=port, default=7070, help="TCP port of the coordinator; 0 takes a free one"
+        "--port",
+        type=port,
+        default=7070,
+        metavar="PORT",
+        help="TCP port of the coordinator; 0 takes a free one",
     )
     cluster_flags(parser, workers=0, least_workers=0)
 

@@ -40,8 +40,10 @@ def _parser() -> configargparse.ArgParser:
     parser = new_parser(
         "psserver", "Serve one shard of the parameters; without --join, coordinate the others."
     )
-    parser.add_argument("--host", default="127.0.0.1", help="address to bind")
-    parser.add_argument("--port", type=port, default=7070, help="TCP port to bind; 0 takes a free one")
+    parser.add_argument("--host", default="127.0.0.1", metavar="HOST", help="address to bind")
+    parser.add_argument(
+        "--port", type=port, default=7070, metavar="PORT", help="TCP port to bind; 0 takes a free one"
+    )
     parser.add_argument(
         "--shards", type=int, default=1, metavar="N", help="servers in the cluster; said to the coordinator"
     )
@@ -57,7 +59,9 @@ def _parser() -> configargparse.ArgParser:
         metavar="PORT",
         help=f"HTTP port for metrics (default: {_METRICS_PORT}, or a free one if that is taken)",
     )
-    parser.add_argument("--max-frame", type=size, default="1GiB", help="largest payload of a frame accepted")
+    parser.add_argument(
+        "--max-frame", type=size, default="1GiB", metavar="SIZE", help="largest payload of a frame accepted"
+    )
     parser.add_argument("--max-connections", type=int, default=1024, metavar="N", help="connections accepted")
     parser.add_argument("--ready-file", metavar="FILE", help="write the addresses there as JSON once bound")
     parser.add_argument(

@@ -173,8 +173,8 @@ def _demo() -> dict[str, _Section]:
         "job": {"name": "digits"},
         "model": {"kind": "softmax"},
         "data": {"source": "digits", "chunk-rows": 225},
-        "train": {"epochs": 60, "staleness": 0},
-        "optimizer": {"name": "sgd", "lr": 1.0},
+        "train": {"epochs": 60, "batch-size": 32, "staleness": 0},
+        "optimizer": {"name": "sgd", "lr": 0.5},
         "eval": {"every": "5 epochs"},
     }
 

@@ -91,7 +91,7 @@ def test_12_another_job_of_the_same_name() -> None:
         start.worker(cluster.address, *set_flags(*BACKGROUND)).wait_for("works on job")
         other = start.worker(cluster.address, *set_flags(*BACKGROUND, "train.batch-size=7"))
         assert other.exit_code() == 12
-        assert "[train] batch-size is 7 in one and 64 in the other" in other.log()
+        assert "[train] batch-size is 7 in one and 32 in the other" in other.log()
 
 
 def test_12_a_cluster_without_a_job() -> None:

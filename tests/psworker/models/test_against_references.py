@@ -108,7 +108,7 @@ def test_the_loss_of_the_perceptron_written_out() -> None:
     assert model.gradients({"w": w, "b": b}, batch)[1] == pytest.approx(np.mean(losses), rel=1e-4)
 
 
-@pytest.mark.parametrize("batch_size", [64, 256])
+@pytest.mark.parametrize("batch_size", [32, 128])
 def test_the_demo_job_learns_the_digits(batch_size: int) -> None:
     """Also with the batches of four workers together, which take a quarter of the steps."""
     job = load_job(None, [])

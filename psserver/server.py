@@ -193,7 +193,7 @@ class Server:
     async def _watch(self) -> None:
         """Once a second: hang up on those that say no hello, and name those that a step waits for."""
         loop = asyncio.get_running_loop()
-        named: set[tuple[str, int]] = set()
+        named: dict[str, int] = {}  # job -> the step last named
         while True:
             await asyncio.sleep(1.0)
             now = loop.time()
@@ -204,8 +204,8 @@ class Server:
                 connection.abort()
             for job in self._shard.jobs:
                 wait = self._shard.wait(job)
-                if wait and wait.seconds > self._settings.name_waits_after and (job, wait.step) not in named:
-                    named.add((job, wait.step))
+                if wait and wait.seconds > self._settings.name_waits_after and named.get(job) != wait.step:
+                    named[job] = wait.step
                     _log.warning(
                         "job %s: step %d waits for %s since %.1f s",
                         job, wait.step, ", ".join(wait.waiting_for), wait.seconds,

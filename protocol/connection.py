@@ -137,7 +137,6 @@ class Connection(asyncio.BufferedProtocol):
         self.opened = 0.0
         self._handler = handler
         self._reader = FrameReader(max_payload)
-        self._max_payload = max_payload
         self._traffic = traffic
         self._server = server
         self._transport: asyncio.Transport | None = None

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final, TypeVar, Union, get_args, get_origin, 
 
 from protocol.errors import BadRequest, shorten
 
-__all__ = ["Name", "Positive", "array_decoder", "array_encoder", "decoder", "encoder"]
+__all__ = ["Name", "Positive", "array_decoder", "array_encoder", "check_name", "decoder", "encoder"]
 
 MAX_NAME: Final = 128
 _MAX_INT: Final = (1 << 63) - 1
@@ -31,13 +31,14 @@ _REMEMBERED: Final = 4096
 """Values kept of each class with ``recurs``: what comes again in each step is checked once."""
 
 
-def _check_name(value: object, field: str) -> None:
+def check_name(value: object, field: str) -> None:
+    """Raise ``BadRequest`` unless ``value``, a text, may name a job, a worker or a tensor."""
     name: str = value  # type: ignore[assignment]
     if not 0 < len(name) <= MAX_NAME:
-        raise BadRequest(f"a name has 1 to {MAX_NAME} characters", field=field, value=name)
-    if not name.isprintable() or "/" in name or "\\" in name or name in {".", ".."}:
+        raise BadRequest(f"take 1 to {MAX_NAME} characters for a name", field=field, value=name)
+    if not name.isprintable() or "/" in name or "\\" in name or ".." in name or name == ".":
         raise BadRequest(
-            "a name has printable characters without slashes, and is not . or ..",
+            "take printable characters for a name, no slashes, no two dots in a row, and not a dot alone",
             field=field,
             value=name,
         )
@@ -48,7 +49,7 @@ def _check_positive(value: object, field: str) -> None:
         raise BadRequest("expected 1 or more", field=field, value=value)
 
 
-Name = Annotated[str, _check_name]
+Name = Annotated[str, check_name]
 Positive = Annotated[int, _check_positive]
 
 

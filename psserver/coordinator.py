@@ -9,9 +9,8 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import protocol
 from protocol.connection import Connection
@@ -58,14 +57,12 @@ from psserver.catalogue import TensorCatalogue
 from psserver.leases import Ledger
 from psserver.membership import Membership, Worker
 from psserver.placement import place
-from psserver.shard import Session, Shard
+from psserver.shard import Session, Shard, Spawn
 from psserver.store.dense import check_spec
 
 __all__ = ["Coordinator"]
 
 _log = logging.getLogger(__name__)
-
-Spawn = Callable[[Coroutine[Any, Any, None]], object]
 
 
 @dataclass(slots=True)
@@ -307,9 +304,12 @@ class Coordinator:
         self._serve_idle(job)
 
     def _take_back(self, job: _Job, worker: Worker) -> None:
-        for call, _ in [idle for idle in job.idle if idle[1] is worker]:
-            call.fail(NotAMember("the worker has left the job", field="worker", value=worker.name))
-        job.idle = [(call, w) for call, w in job.idle if w is not worker]
+        idle, job.idle = job.idle, []
+        for call, other in idle:
+            if other is worker:
+                call.fail(NotAMember("the worker has left the job", field="worker", value=worker.name))
+            else:
+                job.idle.append((call, other))
         if job.ledger is not None:
             job.ledger.give_back(worker.id)
             self._serve_idle(job)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import protocol
+from protocol.addresses import join_address
 from protocol.connection import Array, Connection, dial
 from protocol.daemon.logs import RateLimited
-from protocol.daemon.settings import join_address
 from protocol.errors import (
     BadRequest,
     PSError,

@@ -35,7 +35,7 @@ from psserver.metrics import ServerMetrics
 from psserver.store.arithmetic import INLINE, THREADS
 from psserver.store.dense import DenseBlock, check_spec
 
-__all__ = ["JobStore", "Session", "Shard"]
+__all__ = ["JobStore", "Session", "Shard", "Spawn"]
 
 _RETAIN: Final = 2 * 1024**3
 """Idle bytes kept for the gradients to come: one frame of the default limit, twice."""
@@ -141,12 +141,11 @@ class Shard:
         job = self._job(session)
         self._check_worker(job, session)
         check_spec(request.spec, averaged=job.barrier is not None)
-        for part in request.tensors:
-            if part.name != request.name or part.dtype != request.spec.dtype:
-                raise BadTensor("the block's name and dtype are the spec's", field="tensors", value=part)
         if len(request.tensors) != 1:
             raise BadTensor("one block is filled at a time", field="tensors", value=len(request.tensors))
         (part,) = request.tensors
+        if part.name != request.name or part.dtype != request.spec.dtype:
+            raise BadTensor("the block's name and dtype are the spec's", field="tensors", value=part)
         if not 0 < part.elements <= math.prod(request.spec.shape):
             raise BadTensor(
                 f"a block of shape {request.spec.shape} has at least one element and no more than it",

@@ -18,6 +18,7 @@ from typing import Any, Final, overload
 import numpy.typing as npt
 
 import protocol
+from protocol.addresses import split_address
 from protocol.buffers import BufferPool
 from protocol.connection import Connection, Traffic
 from protocol.documents import CATALOGUE, STATUS
@@ -52,7 +53,7 @@ from protocol.messages import (
 from protocol.optimizers import SGD, Optimizer, spec_of
 from protocol.status import ClusterStatus
 from protocol.tensors import Part, all_finite, dtype_name
-from psworker.dialling import greet, reach, split_address
+from psworker.dialling import greet, reach
 from psworker.router import Outgoing, Pulls, as_tensor, plan_pull, plan_push
 
 __all__ = ["Client", "connect", "fetch_plan", "fetch_status"]
@@ -102,8 +103,7 @@ async def connect(
     """
     host, port = split_address(address)
     traffic = Traffic()
-    # Not a secret: it spreads the attempts of many clients over time.
-    first = await reach(host, port, within=reconnect_for, traffic=traffic, rng=random.Random())  # noqa: S311
+    first = await reach(host, port, within=reconnect_for, traffic=traffic, rng=_jitter())
     shards = [first]
     try:
         if observe:
@@ -151,14 +151,8 @@ async def fetch_plan(address: str, job: str | None, *, reconnect_for: float) -> 
         Unreachable: nobody answers for ``reconnect_for`` seconds.
         UnknownJob: there is no such job.
     """
-    rng = random.Random()  # noqa: S311 (not a secret)
-    connection = await reach(*split_address(address), within=reconnect_for, traffic=Traffic(), rng=rng)
-    try:
-        attached: Attached
-        attached, _ = await connection.request(Attach(job))
-    finally:
-        connection.close()
-        await connection.wait_closed()
+    attached: Attached
+    attached, _ = await _ask(*split_address(address), Attach(job), within=reconnect_for)
     return attached.plan
 
 
@@ -169,14 +163,25 @@ async def fetch_status(host: str, port: int, *, within: float = 5.0) -> ClusterS
         Unreachable: nobody answers for ``within`` seconds.
         PSError: the server is not a coordinator.
     """
-    rng = random.Random()  # noqa: S311 (not a secret)
-    connection = await reach(host, port, within=within, traffic=Traffic(), rng=rng)
+    _, (payload,) = await _ask(host, port, Status(), within=within)
+    return STATUS.decode(payload)
+
+
+async def _ask(
+    host: str, port: int, request: Attach | Status, *, within: float
+) -> tuple[Any, Sequence[Array]]:
+    """Ask a coordinator one thing, on a connection of its own."""
+    connection = await reach(host, port, within=within, traffic=Traffic(), rng=_jitter())
     try:
-        _, (payload,) = await connection.request(Status())
+        return await connection.request(request)
     finally:
         connection.close()
         await connection.wait_closed()
-    return STATUS.decode(payload)
+
+
+def _jitter() -> random.Random:
+    """Return what spreads the attempts of many clients over time."""
+    return random.Random()  # noqa: S311 (no secret)
 
 
 @dataclass(slots=True)

@@ -26,7 +26,7 @@ from psworker.data import Source, open_source
 from psworker.errors import DataError, JobError
 from psworker.job import Job, OptimizerSettings, difference, job_from_json, job_to_json
 from psworker.metrics import WorkerMetrics
-from psworker.models import Model, build_model
+from psworker.models import EvaluatedModel, Model, build_model
 from psworker.training import Trainer
 
 __all__ = ["WorkerSettings", "check", "exit_code", "work"]
@@ -55,9 +55,7 @@ async def work(settings: WorkerSettings, metrics: WorkerMetrics) -> None:
     job = settings.job or await _job_of_cluster(settings)
     optimizer = _optimizer(job.optimizer)
     source, model = await asyncio.to_thread(_load, job)
-    plan = Plan(job_to_json(job), source.chunks, job.train.epochs, job.eval.every, job.seed)
-    if job.eval.holdout == 0:
-        plan = Plan(plan.text, plan.chunks, plan.epochs, 0, plan.seed)
+    plan = Plan(job_to_json(job), source.chunks, job.train.epochs, _evaluate_every(job, model), job.seed)
     _log.info(
         "joining job %s at %s, which starts with %d workers", job.name, settings.server, job.train.workers
     )
@@ -106,6 +104,16 @@ async def _job_of_cluster(settings: WorkerSettings) -> Job:
     if plan is None:
         raise UnknownJob("the cluster's job was made without a job file: give one with --job FILE")
     return job_from_json(plan.text)
+
+
+def _evaluate_every(job: Job, model: Model) -> int:
+    """Return after how many epochs there is something to evaluate, and somebody who can; 0: never."""
+    if not job.eval.every or not job.eval.holdout:
+        return 0
+    if not isinstance(model, EvaluatedModel):
+        _log.warning("%s has no method evaluate: the rows held out are not looked at", job.model.kind)
+        return 0
+    return job.eval.every
 
 
 def _load(job: Job) -> tuple[Source, Model]:

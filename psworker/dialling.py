@@ -6,39 +6,24 @@ import asyncio
 import errno
 import logging
 import random
-import re
 from typing import Final
 
 import protocol
 from protocol.connection import Connection, RefuseAll, Traffic, dial
-from protocol.errors import BadRequest, Unreachable
+from protocol.errors import Unreachable
 from protocol.frames import VERSION
 from protocol.messages import Hello
 
-__all__ = ["MAX_PAYLOAD", "greet", "reach", "split_address"]
+__all__ = ["MAX_PAYLOAD", "greet", "reach"]
 
 _log = logging.getLogger(__name__)
 
 MAX_PAYLOAD: Final = 1 << 40
 """Largest reply accepted: replies are as large as what was asked for, which the client knows."""
 
-_PORT: Final = re.compile("[0-9]{1,5}")
 _ANSWER_WITHIN: Final = 5.0  # seconds for the connection and the hello; a hung server takes connections too
 _FIRST_PAUSE: Final = 0.05
 _LONGEST_PAUSE: Final = 2.0
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Return host and port of ``HOST:PORT``.
-
-    Raises:
-        BadRequest: it is no such thing.
-    """
-    host, colon, port = address.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not _PORT.fullmatch(port) or not 0 < int(port) < 65536:
-        raise BadRequest("write HOST:PORT, for example 127.0.0.1:7070", field="address", value=address)
-    return host, int(port)
 
 
 async def greet(host: str, port: int, hello: Hello, traffic: Traffic) -> Connection:

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from protocol.errors import BadRequest
+from protocol.fields import check_name
 from psworker.errors import JobError
 
 Value: TypeAlias = "bool | int | float | str | tuple[Value, ...]"
@@ -291,8 +293,10 @@ def _text(value: object) -> str:
 
 def _job_name(value: object) -> str:
     text = _text(value)
-    if len(text) > 128 or not text.isprintable() or "/" in text or ".." in text:
-        raise ValueError('at most 128 printable characters without "/" and ".."')
+    try:
+        check_name(text, "name")
+    except BadRequest as error:
+        raise ValueError(f"a name; {error.message}") from error
     return text
 
 

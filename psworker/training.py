@@ -21,7 +21,7 @@ from psworker.client import Client
 from psworker.data import Batch, Source, minibatches
 from psworker.metrics import WorkerMetrics
 from psworker.models import EvaluatedModel, Model
-from psworker.models.calls import gradients_of
+from psworker.models.calls import gradients_of, measures_of
 
 __all__ = ["Trainer"]
 
@@ -173,9 +173,8 @@ class Trainer:
         measures: dict[str, float] = {}
         if len(chunk) and isinstance(self._model, EvaluatedModel):
             await self._pull()
-            measures = await self._in(self._computing, self._model.evaluate, self._parameters, chunk)
-        examples = len(chunk) if measures else 0
-        await self._client.finish(leased, examples, {name: float(value) for name, value in measures.items()})
+            measures = await self._in(self._computing, measures_of, self._model, self._parameters, chunk)
+        await self._client.finish(leased, len(chunk) if measures else 0, measures)
 
     # --- pieces of the above
 

@@ -14,7 +14,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
-from protocol.daemon.settings import join_address
+from protocol.addresses import join_address
 
 __all__ = ["Exposition"]
 

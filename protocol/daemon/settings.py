@@ -18,13 +18,15 @@ from typing import Any, Final, TextIO
 import configargparse
 
 import protocol
+from protocol.addresses import split_address
+from protocol.errors import BadRequest
+from protocol.fields import check_name
 
 __all__ = [
     "address",
     "duration",
     "is_loopback",
     "job_name",
-    "join_address",
     "log_flags",
     "new_parser",
     "port",
@@ -133,32 +135,18 @@ def port(text: str) -> int:
 
 def address(text: str) -> tuple[str, int]:
     """Return host and port of ``HOST:PORT``; IPv6 hosts are written ``[::1]:7070``."""
-    host, colon, number = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or port(number) == 0:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no address; write HOST:PORT, for example 127.0.0.1:7070"
-        )
-    return host, port(number)
-
-
-def join_address(host: str, port: int) -> str:
-    """Return ``HOST:PORT`` as ``address`` reads it."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        return split_address(text)
+    except BadRequest as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no address; {error.message}") from error
 
 
 def job_name(text: str) -> str:
     """Return a name that jobs and workers may have."""
-    if (
-        not 0 < len(text) <= 128
-        or not text.isprintable()
-        or "/" in text
-        or "\\" in text
-        or text in (".", "..")
-    ):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no name; take 1 to 128 printable characters without slashes"
-        )
+    try:
+        check_name(text, "name")
+    except BadRequest as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no name; {error.message}") from error
     return text
 
 

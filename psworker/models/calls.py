@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from protocol.errors import shorten
 from psworker.data.batch import Batch
 from psworker.errors import DataError, ModelError
-from psworker.models.model import Model
+from psworker.models.model import EvaluatedModel, Model
 
-__all__ = ["gradients_of"]
+__all__ = ["gradients_of", "measures_of"]
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -24,13 +26,9 @@ def gradients_of(model: Model, parameters: Arrays, batch: Batch) -> tuple[Arrays
         ModelError: it raised, or returned other names, shapes or dtypes than the parameters'.
         DataError: it has no class for a label.
     """
-    name = f"{type(model).__module__}.{type(model).__qualname__}.gradients"
-    try:
+    name = _name(model, "gradients")
+    with _blaming(name):
         returned = model.gradients(parameters, batch)
-    except DataError:
-        raise
-    except Exception as error:
-        raise ModelError(f"{name} raised {type(error).__name__}: {error}") from error
     if not isinstance(returned, tuple) or len(returned) != 2 or not isinstance(returned[0], Mapping):
         raise ModelError(
             f"{name} returned {type(returned).__name__}; it returns the gradients by name, and the loss"
@@ -45,6 +43,39 @@ def gradients_of(model: Model, parameters: Arrays, batch: Batch) -> tuple[Arrays
                 f"{name} returned {key!r} of shape {found.shape} and dtype {found.dtype}; "
                 f"the parameter has {expected.shape} and {expected.dtype}"
             )
-    if not isinstance(loss, int | float | np.floating | np.integer):
+    if not _is_number(loss):
         raise ModelError(f"{name} returned {type(loss).__name__} as the loss; it is a number")
     return gradients, float(loss)
+
+
+def measures_of(model: EvaluatedModel, parameters: Arrays, batch: Batch) -> dict[str, float]:
+    """Return what the model measures on held-out rows.
+
+    Raises:
+        ModelError: it raised, or returned something else than numbers by name.
+        DataError: it has no class for a label.
+    """
+    name = _name(model, "evaluate")
+    with _blaming(name):
+        returned: object = model.evaluate(parameters, batch)
+    if not isinstance(returned, Mapping) or not all(_is_number(value) for value in returned.values()):
+        raise ModelError(f"{name} returned {shorten(repr(returned))}; it returns numbers by name")
+    return {str(key): float(value) for key, value in returned.items()}
+
+
+def _name(model: object, method: str) -> str:
+    return f"{type(model).__module__}.{type(model).__qualname__}.{method}"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | np.floating | np.integer)
+
+
+@contextmanager
+def _blaming(name: str) -> Iterator[None]:
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{name} raised {type(error).__name__}: {error}") from error

@@ -17,7 +17,7 @@ names: Final = st.text(
     st.characters(codec="utf-8", categories=["L", "M", "N", "P", "S"], exclude_characters="/\\"),
     min_size=1,
     max_size=128,
-).filter(lambda name: name.isprintable() and name not in (".", ".."))
+).filter(lambda name: name.isprintable() and ".." not in name and name != ".")
 
 _SIMPLE: Final[dict[Any, st.SearchStrategy[Any]]] = {
     int: st.integers(0, LARGEST),

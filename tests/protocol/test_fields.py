@@ -66,8 +66,8 @@ WRONG: dict[str, list[Any]] = {
     "flag": [0, 1, "true", None, [], 1.0],
     "text": [b"t", 1, None, ["t"], {"t": 1}, msgpack.ExtType(1, b"")],
     "name": [
-        "", "x" * 129, "a/b", "/", "..", ".", "../a", "a\\b", "\0", "a\0b", "a\nb", "\x1b[31m", "\x7f",
-        "a\u202eb", "\u2028", "\ufeff", "\u00a0", "\ud800", b"n", 1, None,
+        "", "...", "a..b", "x" * 129, "a/b", "/", "..", ".", "../a", "a\\b", "\0", "a\0b", "a\nb", "\x1b[31m",
+        "\x7f", "a\u202eb", "\u2028", "\ufeff", "\u00a0", "\ud800", b"n", 1, None,
     ],
     "positive": [0, -1, True, None, 1.0, LARGEST + 1],
     "wholes": [None, 4, "4", {"0": 4}, (4,), b"\x04"],
@@ -103,9 +103,7 @@ def test_a_wrong_value_inside_is_refused_with_the_inner_field(value: Any, field:
         assert (error.field, error.value) == (field, shorten(wrong))
 
 
-@pytest.mark.parametrize(
-    "name", ["x" * 128, "w", "layer.0", "...", "a..b", " ", "größe", "重み", "-", "*", "%s"]
-)
+@pytest.mark.parametrize("name", ["x" * 128, "w", "layer.0", " ", "größe", "重み", "-", "*", "%s"])
 def test_printable_names_are_taken(name: str) -> None:
     assert decode(valid(name=name)).name == name
 

@@ -6,11 +6,12 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from protocol.addresses import split_address
 from protocol.connection import Traffic
 from protocol.errors import BadRequest, PSError, Unreachable
 from psserver.server import Server, ServerSettings
 from psworker import dialling
-from psworker.dialling import reach, split_address
+from psworker.dialling import reach
 from tests.cluster import running_cluster
 
 

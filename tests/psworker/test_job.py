@@ -130,7 +130,7 @@ def test_an_override_that_names_no_key(override: str) -> None:
         ("job.name=''", "[job] name"),
         ("job.name=../x", "[job] name"),
         ('job.name="a\\u0007"', '[job] name = "a\\u0007"'),
-        (f"job.name={'x' * 129}", "at most 128"),
+        (f"job.name={'x' * 129}", "1 to 128"),
         ("data.source=1", "[data] source = 1; expected a text"),
         ('data.source="a\\u0000.csv"', "NUL"),
         ("data.chunk-rows=0", "[data] chunk-rows = 0"),

@@ -7,7 +7,7 @@ import pytest
 
 from psworker.data import Batch
 from psworker.errors import DataError, ModelError
-from psworker.models.calls import gradients_of
+from psworker.models.calls import gradients_of, measures_of
 
 PARAMETERS = {"w": np.zeros(3, np.float32), "b": np.zeros((), np.float32)}
 BATCH = Batch(np.ones((2, 3), np.float32), np.ones(2, np.float32))
@@ -27,6 +27,8 @@ class Returning:
         if isinstance(self._returned, Exception):
             raise self._returned
         return self._returned
+
+    evaluate = gradients
 
 
 def test_what_a_model_returns_is_returned() -> None:
@@ -64,3 +66,25 @@ def test_what_is_wrong_is_said_with_the_models_name(returned: Any, says: str) ->
 def test_labels_without_a_class_are_the_datas_fault() -> None:
     with pytest.raises(DataError):
         gradients_of(Returning(DataError("labels", None, "no class 7")), PARAMETERS, BATCH)
+
+
+def test_what_a_model_measures_is_returned_as_floats() -> None:
+    measures = measures_of(Returning({"loss": np.float32(0.5), "rows": 2}), PARAMETERS, BATCH)
+    assert measures == {"loss": 0.5, "rows": 2.0}
+    assert {type(value) for value in measures.values()} == {float}
+
+
+@pytest.mark.parametrize(
+    ("returned", "says"),
+    [
+        (None, "returned None; it returns numbers by name"),
+        (0.5, "returned 0.5"),
+        ({"loss": "0.5"}, "returned {'loss': '0.5'}"),
+        ({"loss": np.ones(2)}, "returned"),
+        (KeyError("w"), "raised KeyError: 'w'"),
+    ],
+)
+def test_what_is_wrong_in_evaluate_is_said_with_the_models_name(returned: Any, says: str) -> None:
+    with pytest.raises(ModelError, match=says) as error:
+        measures_of(Returning(returned), PARAMETERS, BATCH)
+    assert "Returning.evaluate" in str(error.value)

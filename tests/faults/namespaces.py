@@ -172,13 +172,19 @@ def _add_namespace(name: str, stack: ExitStack) -> str:
 
 def _remove_namespace(name: str) -> None:
     """Remove a namespace, and whatever still runs in it: children of started processes, for instance."""
-    if not (_DIRECTORY / name).exists():
-        return
-    for pid in map(int, _ip("netns", "pids", name).split()):
-        if pid != os.getpid():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-    _ip("netns", "delete", name)
+    try:
+        for pid in map(int, _ip("netns", "pids", name).split()):
+            if pid != os.getpid():
+                _kill(pid)
+        _ip("netns", "delete", name)
+    except CommandFailed:
+        if (_DIRECTORY / name).exists():  # else it was never added, or another test run was faster
+            raise
+
+
+def _kill(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 def _add_sink(hub: str) -> None:

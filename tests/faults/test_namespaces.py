@@ -190,24 +190,23 @@ def test_nothing_is_left_behind() -> None:
 
 def test_what_a_killed_process_has_left_is_removed() -> None:
     program = """
-import os, signal
+import os, pathlib, signal
 from tests.faults.namespaces import network
 with network(1):
+    print(len(list(pathlib.Path("/run/netns").glob(f"asyncps-{os.getpid()}-*"))), flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """
     with network(1):  # or there is a reason to skip
         root = Path(__file__).parents[2]
-        killed = subprocess.Popen(
-            [sys.executable, "-c", program], cwd=root, env={**os.environ, "PYTHONPATH": str(root)}
-        )
-        assert killed.wait(60) == -signal.SIGKILL
-
-    def left() -> list[Path]:
-        return list(Path("/run/netns").glob(f"asyncps-{killed.pid}-*"))
-
-    assert len(left()) == 2
+        environment = {**os.environ, "PYTHONPATH": str(root)}
+        arguments = [sys.executable, "-c", program]
+        with subprocess.Popen(
+            arguments, cwd=root, env=environment, stdout=subprocess.PIPE, text=True
+        ) as killed:
+            assert killed.communicate(timeout=60)[0] == "2\n"
+        assert killed.returncode == -signal.SIGKILL
     with network(1):
-        assert left() == []
+        assert list(Path("/run/netns").glob(f"asyncps-{killed.pid}-*")) == []
 
 
 def test_a_place_without_namespaces_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:

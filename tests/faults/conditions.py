@@ -58,6 +58,7 @@ class Counters:
     throttled: int = 0  # bytes
     held: int = 0  # times that bytes met a stall
     swallowed: int = 0  # bytes
+    hidden: int = 0  # times that a stall or a black hole kept the end of a connection from the other side
     duplicated: int = 0  # connections replayed in full
     replayed: int = 0  # bytes of those
     replays_failed: int = 0  # of which upstream did not take all

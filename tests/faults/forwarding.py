@@ -148,6 +148,7 @@ class Pipe:
 
     async def audible(self) -> None:
         """Return when the other end may hear of what happened at this one."""
+        self._counters.add(hidden=self.conditions.dark)
         await self._while(lambda now: now.dark)
 
     async def _while(self, obstructed: Callable[[Conditions], bool]) -> None:

@@ -6,7 +6,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import uvloop
@@ -44,6 +44,14 @@ class End:
 
     def send(self, data: bytes) -> None:
         self.writer.write(data)
+
+    def pause(self) -> None:
+        """Read no more, and have the kernel take little, so that bytes pile up on the other side."""
+        self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
+        cast(asyncio.ReadTransport, self.writer.transport).pause_reading()
+
+    def resume(self) -> None:
+        cast(asyncio.ReadTransport, self.writer.transport).resume_reading()
 
     async def has(self, count: int) -> bytes:
         """Return what was received, once it is so many bytes."""
@@ -258,6 +266,23 @@ async def test_cut_after_exactly_so_many_bytes(between: Between) -> None:
 
 
 @on_both_loops
+async def test_cut_after_waits_for_a_slow_reader(between: Between) -> None:
+    count = 500_000
+    client, server = await between.pair()
+    server.pause()
+    between.proxy.cut_after(count)
+    client.send(MEGABYTE)
+    await between.proxy.until(
+        lambda seen: seen.to_upstream == count
+    )  # into the kernel, where most of it stays
+    assert between.proxy.seen.cuts == 0
+    server.resume()
+    assert await server.ended()
+    assert server.received == MEGABYTE[:count]
+    await between.proxy.until(lambda seen: seen.cuts == 1)
+
+
+@on_both_loops
 async def test_cut_after_on_connections_to_come_and_towards_the_client(between: Between) -> None:
     early = await between.pair()
     between.proxy.cut_after(3, "to-client", "coming")
@@ -381,6 +406,8 @@ async def test_swallowed_bytes_never_arrive(between: Between) -> None:
     server.send(b"the other direction")
     await client.has(19)
     between.proxy.heal("delay")  # another fault than the one there is
+    client.send(b"more")
+    await between.proxy.until(lambda seen: seen.swallowed == len(MEGABYTE) + 4)
     assert client.open
     assert server.open
     assert not server.received
@@ -397,7 +424,9 @@ async def test_a_lost_client_is_not_heard_of_through_a_black_hole(between: Betwe
     client, server = await between.pair()
     between.proxy.swallow("to-upstream")
     reset(client)
-    server.send(b"x" * 100_000)  # runs into a closed socket
+    await between.proxy.until(lambda seen: seen.hidden == 1)
+    server.send(b"x")  # runs into a closed socket
+    await between.proxy.until(lambda seen: seen.hidden == 2)
     assert await passes(*await between.pair(), towards="client")
     assert server.open
     between.proxy.heal()

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from psworker.data.batch import Batch
 from psworker.data.lines import LineChunks, line_number, open_lines
 from psworker.data.numbers import number_fault
-from psworker.data.split import Part, rows_of
+from psworker.data.split import Split, rows_of
 from psworker.errors import DataError
 from psworker.job import DataSettings, nearest
 
@@ -48,11 +48,11 @@ class CsvSource:
         """See `Source.chunks`."""
         return self.lines.chunks
 
-    def read(self, chunk: int, part: Part) -> Batch:
-        """See `Source.read`. Only the rows of `part` are parsed; errors in others are not seen."""
+    def read(self, chunk: int, split: Split) -> Batch:
+        """See `Source.read`. Only the rows of `split` are parsed; errors in others are not seen."""
         offset, lines = self.lines.read(chunk)
         rows = [number for number, line in enumerate(lines) if line.strip(" ")]
-        mine = rows_of(part, len(rows), seed=self.seed, chunk=chunk, holdout=self.holdout)
+        mine = rows_of(split, len(rows), seed=self.seed, chunk=chunk, holdout=self.holdout)
         numbers = [rows[row] for row in mine]
         texts = [lines[number] for number in numbers]
         try:

@@ -7,7 +7,7 @@ from psworker.data.batch import Batch
 from psworker.data.csv import open_csv
 from psworker.data.digits import open_digits
 from psworker.data.libsvm import open_libsvm
-from psworker.data.split import Part
+from psworker.data.split import Split
 from psworker.errors import DataError
 from psworker.job import DataSettings
 
@@ -27,8 +27,8 @@ class Source(Protocol):
     def chunks(self) -> int:
         """How many chunks there are."""
 
-    def read(self, chunk: int, part: Part) -> Batch:
-        """The rows of `chunk` that belong to `part`; there may be none.
+    def read(self, chunk: int, split: Split) -> Batch:
+        """The rows of `chunk` that belong to `split`; there may be none.
 
         Raises DataError if they cannot be read, IndexError if there is no such chunk.
         """

@@ -17,7 +17,7 @@ from protocol.optimizers import SGD
 from protocol.status import Evaluation, Progress
 from psworker.client import Client, connect
 from psworker.data import Batch
-from psworker.data.split import Part
+from psworker.data.split import Split
 from psworker.errors import DataError, ModelError
 from psworker.metrics import WorkerMetrics
 from psworker.training import Trainer
@@ -41,11 +41,11 @@ class Rows:
     classes: int | None = None
     chunks: int = CHUNKS
 
-    def read(self, chunk: int, part: Part) -> Batch:
+    def read(self, chunk: int, split: Split) -> Batch:
         if self.broken:
             raise DataError("rows", 7, "is broken")
         rows = np.arange(chunk * ROWS, (chunk + 1) * ROWS)
-        rows = rows[(rows % HELD_OUT == 0) == (part == "holdout")]
+        rows = rows[(rows % HELD_OUT == 0) == (split == "holdout")]
         x = np.stack([rows, np.ones(len(rows))], axis=1).astype(np.float32)
         return Batch(x, rows.astype(np.float32))
 
@@ -374,11 +374,11 @@ async def test_the_next_chunk_is_read_while_this_one_is_trained_on() -> None:
         second_read = threading.Event()
 
         class Telling(Rows):
-            def read(self, chunk: int, part: Part) -> Batch:
+            def read(self, chunk: int, split: Split) -> Batch:
                 read.append(chunk)
                 if len(read) == 2:
                     second_read.set()
-                return super().read(chunk, part)
+                return super().read(chunk, split)
 
         def before(calls: int) -> None:
             if calls == 1:  # in the middle of the first chunk
@@ -402,9 +402,9 @@ async def test_a_model_that_cannot_evaluate_trains_all_the_same(staleness: float
 
 
 class OnlyHeldOut(Rows):
-    def read(self, chunk: int, part: Part) -> Batch:
-        batch = super().read(chunk, part)
-        return batch.take(np.arange(0)) if part == "train" else batch
+    def read(self, chunk: int, split: Split) -> Batch:
+        batch = super().read(chunk, split)
+        return batch.take(np.arange(0)) if split == "train" else batch
 
 
 async def test_chunks_without_rows_to_train_on() -> None:

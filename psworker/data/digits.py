@@ -26,8 +26,10 @@ class DigitsSource:
         """How many chunks there are; the last one may be smaller."""
         return -(-len(self.examples) // self.chunk_rows)
 
-    def read(self, chunk: int, split: Split) -> Batch:
-        """See `Source.read`."""
+    def read(self, chunk: int, split: Split, part: int | None = None) -> Batch:
+        """See `Source.read`; no column cuts the data into parts."""
+        if part is not None:
+            raise IndexError(f"part {part} of a chunk of digits, which has none")
         if not 0 <= chunk < self.chunks:
             raise IndexError(f"chunk {chunk} of digits, which has {self.chunks}")
         start = chunk * self.chunk_rows

@@ -45,8 +45,13 @@ class LibsvmSource:
         """See `Source.chunks`."""
         return self.lines.chunks
 
-    def read(self, chunk: int, split: Split) -> Batch:
-        """See `Source.read`. Only the rows of `split` are parsed; errors in others are not seen."""
+    def read(self, chunk: int, split: Split, part: int | None = None) -> Batch:
+        """See `Source.read`; no column cuts the data into parts.
+
+        Only the rows of `split` are parsed; errors in others are not seen.
+        """
+        if part is not None:
+            raise IndexError(f"part {part} of a chunk of {self.lines.path}, which has none")
         offset, lines = self.lines.read(chunk)
         rows = [(number, text) for number, line in enumerate(lines) if (text := _content(line))]
         mine = rows_of(split, len(rows), seed=self.seed, chunk=chunk, holdout=self.holdout)

@@ -35,6 +35,7 @@ __all__ = ["Ledger"]
 
 Kind = Literal["train", "evaluate"]
 _KEPT: Final = 1000  # evaluations that the status tells of
+_REMEMBERED: Final = 10_000  # workers that have gone, and would get their parts back
 _MOST_CHUNKS: Final = 1_000_000  # of one epoch: they are all queued, and shuffled, at once
 _MOST_PARTS: Final = 1 << 16
 _MOST_EXAMPLES: Final = 1 << 48  # of one chunk, so that sums stay far below what a message can hold
@@ -186,6 +187,8 @@ class Ledger:
         part = self._owned.pop(worker, None)
         if part is not None:
             self._formerly[worker] = part
+            if len(self._formerly) > _REMEMBERED:
+                del self._formerly[next(iter(self._formerly))]  # the first that has gone
             insort(self._orphans, part, key=lambda orphan: orphan.number)
 
     def progress(self, now: float) -> Progress:

@@ -282,6 +282,19 @@ def test_who_comes_back_gets_its_part_back_if_it_is_free() -> None:
     assert [work_of(ledger, worker) for worker in (1, 7, 0)] == [[(1, None)], [(0, None)], [(2, None)]]
 
 
+def test_those_who_have_gone_are_not_remembered_for_ever() -> None:
+    def part_on_return(comers: int) -> int:
+        ledger = joined(plan(chunks=2, epochs=1, partition="contiguous", parts=2), 2)
+        for worker in (1, 0, *range(2, 2 + comers)):
+            ledger.join(worker)
+            ledger.give_back(worker)
+        ledger.join(1)
+        return ledger.lease(1).chunk
+
+    assert part_on_return(10) == 1
+    assert part_on_return(20_000) == 0
+
+
 def test_joining_twice_is_joining_once() -> None:
     ledger = joined(plan(chunks=2, epochs=1, partition="contiguous", parts=2), 1)
     ledger.join(0)

@@ -141,6 +141,8 @@ class Plan:
     """A daemon's job as the coordinator sees it: how much work there is, in chunks.
 
     ``text`` is the whole job in the workers' own form; the server compares it and never reads it.
+    ``partition`` is ``leases`` (no parts), or says how the data is cut into ``parts``, one a worker:
+    ``contiguous``, ``round-robin`` or ``hash:COLUMN``.
     """
 
     text: str
@@ -148,6 +150,8 @@ class Plan:
     epochs: Positive
     evaluate_every: int
     seed: int
+    partition: str = "leases"
+    parts: Positive = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,11 +245,15 @@ class Pulled:
 
 @dataclass(frozen=True, slots=True)
 class Leased:
-    """What to do next: ``train`` or ``evaluate`` a chunk, ``wait`` (ask again), or ``finished``."""
+    """What to do next: ``train`` or ``evaluate`` a chunk, ``wait`` (ask again), or ``finished``.
+
+    With a ``part``, only the rows of the chunk that are of this part; without, all of them.
+    """
 
     kind: str
     epoch: int
     chunk: int
+    part: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -412,6 +420,7 @@ class Finish:
     chunk: int
     examples: int
     measures: tuple[Measure, ...]
+    part: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -183,6 +183,8 @@ class Coordinator:
         ledger = Ledger(request.plan, now) if request.plan is not None and job.ledger is None else job.ledger
         worker = job.workers.join(request.name, finished_at=finished_at, now=now)
         job.ledger = ledger
+        if ledger is not None:
+            ledger.join(worker.id)
         self._jobs[job.name] = job
         session.job, session.worker, session.incarnation = job.name, worker.id, worker.incarnation
         job.at_work[call.connection] = worker

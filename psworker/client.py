@@ -363,7 +363,8 @@ class Client:
     async def finish(self, leased: Leased, examples: int, measures: Mapping[str, float]) -> None:
         """Report a leased chunk as done, with means over its examples."""
         means = tuple(Measure(name, value) for name, value in measures.items())
-        await self._shards[0].request(Finish(leased.kind, leased.epoch, leased.chunk, examples, means))
+        work = (leased.kind, leased.epoch, leased.chunk)
+        await self._shards[0].request(Finish(*work, examples, means, part=leased.part))
 
     # --- pieces of the above
 

@@ -55,7 +55,15 @@ async def work(settings: WorkerSettings, metrics: WorkerMetrics) -> None:
     job = settings.job or await _job_of_cluster(settings)
     optimizer = _optimizer(job.optimizer)
     source, model = await asyncio.to_thread(_load, job)
-    plan = Plan(job_to_json(job), source.chunks, job.train.epochs, _evaluate_every(job, model), job.seed)
+    plan = Plan(
+        job_to_json(job),
+        chunks=source.chunks,
+        epochs=job.train.epochs,
+        evaluate_every=_evaluate_every(job, model),
+        seed=job.seed,
+        partition=job.data.partition,
+        parts=job.parts,
+    )
     _log.info(
         "joining job %s at %s, which starts with %d workers", job.name, settings.server, job.train.workers
     )
@@ -117,7 +125,7 @@ def _evaluate_every(job: Job, model: Model) -> int:
 
 
 def _load(job: Job) -> tuple[Source, Model]:
-    source = open_source(job.data, seed=job.seed, holdout=job.eval.holdout)
+    source = open_source(job.data, seed=job.seed, holdout=job.eval.holdout, parts=job.parts)
     return source, build_model(job.model, features=source.features, classes=source.classes, seed=job.seed)
 
 

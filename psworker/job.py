@@ -43,6 +43,9 @@ class DataSettings:
     `chunk_rows` is the aimed-at rows per chunk, the unit that workers lease. `columns` (CSV) are the
     features, empty for all but the target. `classes` (CSV, libsvm) are the labels as written, in
     order of class index, empty if labels are numbers. `dimensions` (libsvm) is the number of features.
+    `partition` says who trains on what: "leases" (whoever comes), or a part of the data for each of
+    the `train.workers`: "contiguous" chunks, "round-robin", or "hash:COLUMN" (CSV), where all rows of
+    one value of the column are one worker's.
     """
 
     source: str = "digits"
@@ -51,6 +54,13 @@ class DataSettings:
     columns: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     dimensions: int | None = None
+    partition: str = "leases"
+
+    @property
+    def hash_column(self) -> str | None:
+        """The column whose values decide to which part a row belongs; None if no column does."""
+        kind, _, column = self.partition.partition(":")
+        return column if kind == "hash" else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +104,11 @@ class Job:
     optimizer: OptimizerSettings = OptimizerSettings()
     eval: EvalSettings = EvalSettings()
 
+    @property
+    def parts(self) -> int:
+        """Into how many parts the data is cut: one for each worker that the job starts with, or just one."""
+        return 1 if self.data.partition == "leases" else self.train.workers
+
 
 def load_job(path: Path | None, overrides: Sequence[str]) -> Job:
     """Read a job file (None: the built-in demo) and apply `section.key=value` overrides in order.
@@ -119,6 +134,7 @@ def job_to_json(job: Job) -> str:
             "columns": job.data.columns,
             "classes": job.data.classes,
             **({} if job.data.dimensions is None else {"dimensions": job.data.dimensions}),
+            "partition": job.data.partition,
         },
         "train": {
             "epochs": job.train.epochs,
@@ -226,6 +242,11 @@ def _job(document: Mapping[str, object]) -> Job:
     data = DataSettings(**closed["data"])
     if data.target in data.columns:
         raise JobError(f'[data] columns has the target "{data.target}"; take it out of columns')
+    if data.hash_column and not data.source.lower().endswith(".csv"):
+        raise JobError(
+            f"[data] partition = {_show(data.partition)} needs the columns of a .csv file, and source is "
+            f'{_show(data.source)}; take "contiguous" or "round-robin"'
+        )
     return Job(
         **closed["job"],
         model=ModelSettings(model["kind"], model_settings),
@@ -308,6 +329,13 @@ def _texts(value: object) -> tuple[str, ...]:
     return tuple(value)
 
 
+def _partition(value: object) -> str:
+    text = value if isinstance(value, str) and "\0" not in value else ""
+    if text not in ("leases", "contiguous", "round-robin") and not re.match("hash:.", text):
+        raise ValueError('"leases", "contiguous", "round-robin" or "hash:COLUMN"')
+    return text
+
+
 def _staleness(value: object) -> float:
     if isinstance(value, bool) or value not in (0, "inf", math.inf):
         raise ValueError(
@@ -349,6 +377,7 @@ _KEYS: dict[str, dict[str, _Parser]] = {
         "columns": _texts,
         "classes": _texts,
         "dimensions": _integer(1),
+        "partition": _partition,
     },
     "train": {
         "epochs": _integer(1),

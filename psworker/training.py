@@ -117,7 +117,9 @@ class Trainer:
     async def _fetch(self, *, block: bool) -> tuple[Leased, Batch | None]:
         leased = await self._client.lease(block=block)
         if leased.kind == "train":
-            return leased, await self._in(self._reading, self._source.read, leased.chunk, "train")
+            return leased, await self._in(
+                self._reading, self._source.read, leased.chunk, "train", leased.part
+            )
         if leased.kind == "evaluate":
             return leased, await self._in(self._reading, self._source.read, leased.chunk, "holdout")
         return leased, None

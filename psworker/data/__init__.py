@@ -2,6 +2,6 @@
 
 from psworker.data.batch import Batch, minibatches
 from psworker.data.source import Source, open_source
-from psworker.data.split import Part
+from psworker.data.split import Split
 
-__all__ = ["Batch", "Part", "Source", "minibatches", "open_source"]
+__all__ = ["Batch", "Source", "Split", "minibatches", "open_source"]

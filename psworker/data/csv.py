@@ -14,7 +14,8 @@ import numpy.typing as npt
 from psworker.data.batch import Batch
 from psworker.data.lines import LineChunks, line_number, open_lines
 from psworker.data.numbers import number_fault
-from psworker.data.split import Part, rows_of
+from psworker.data.partition import part_of
+from psworker.data.split import Split, rows_of
 from psworker.errors import DataError
 from psworker.job import DataSettings, nearest
 
@@ -23,7 +24,10 @@ _UNKNOWN_CLASS = -1.0
 
 @dataclass(frozen=True, slots=True)
 class CsvSource:
-    """Chunks of a CSV file; `used` are the columns of the features, then that of the label."""
+    """Chunks of a CSV file; `used` are the columns of the features, then that of the label.
+
+    `hashed` is the column that cuts the rows into `parts`; None: they are not cut.
+    """
 
     lines: LineChunks
     separator: str
@@ -32,6 +36,8 @@ class CsvSource:
     class_names: tuple[str, ...]
     seed: int
     holdout: float
+    hashed: int | None
+    parts: int
 
     @property
     def features(self) -> int:
@@ -48,12 +54,16 @@ class CsvSource:
         """See `Source.chunks`."""
         return self.lines.chunks
 
-    def read(self, chunk: int, part: Part) -> Batch:
-        """See `Source.read`. Only the rows of `part` are parsed; errors in others are not seen."""
+    def read(self, chunk: int, split: Split, part: int | None = None) -> Batch:
+        """See `Source.read`. Only the rows asked for are parsed; errors in others are not seen."""
         offset, lines = self.lines.read(chunk)
         rows = [number for number, line in enumerate(lines) if line.strip(" ")]
-        mine = rows_of(part, len(rows), seed=self.seed, chunk=chunk, holdout=self.holdout)
+        mine = rows_of(split, len(rows), seed=self.seed, chunk=chunk, holdout=self.holdout)
         numbers = [rows[row] for row in mine]
+        if part is not None:
+            if self.hashed is None or not 0 <= part < self.parts:
+                raise IndexError(f"part {part} of a chunk of {self.lines.path}, which has {self.parts}")
+            numbers = [number for number in numbers if self._is_of(part, self.hashed, lines[number])]
         texts = [lines[number] for number in numbers]
         try:
             table = self._parse(texts)
@@ -62,6 +72,22 @@ class CsvSource:
         x = np.ascontiguousarray(table[:, :-1])
         y = table[:, -1]
         return Batch(x, y.astype(np.int64) if self.class_names else y.copy())
+
+    def _is_of(self, part: int, column: int, text: str) -> bool:
+        """Whether a row is of `part`. What cannot be told is of every part, to be refused there."""
+        value = self._value(column, text)
+        return value is None or part_of(value, self.parts) == part
+
+    def _value(self, column: int, text: str) -> str | None:
+        """What a row has in `column`; None if it cannot be cut into as many columns as the header has."""
+        if '"' not in text:
+            whole = text.count(self.separator) == len(self.header) - 1
+            return text.split(self.separator, column + 1)[column].strip() if whole else None
+        try:
+            fields = _fields(text, self.separator)
+        except ValueError:
+            return None
+        return fields[column].strip() if len(fields) == len(self.header) else None
 
     def _parse(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """The used columns as (rows, used) float32; ValueError, of whatever text, if there is an error."""
@@ -136,7 +162,7 @@ class CsvSource:
         return fault and f'"{text[:80]}" in column "{name}" {fault}; {remedy}'
 
 
-def open_csv(data: DataSettings, *, seed: int, holdout: float) -> CsvSource:
+def open_csv(data: DataSettings, *, seed: int, holdout: float, parts: int) -> CsvSource:
     """Read the header and find the columns. Raises DataError if that is not possible."""
     path = data.source
     first, lines = open_lines(path, data.chunk_rows, header=True)
@@ -145,8 +171,12 @@ def open_csv(data: DataSettings, *, seed: int, holdout: float) -> CsvSource:
         header = tuple(name.strip() for name in _fields(first, separator))
     except ValueError as error:
         raise DataError(path, 1, str(error)) from error
-    features = data.columns or tuple(name for name in header if name != data.target)
-    for key, name in [("target", data.target), *(("columns", name) for name in features)]:
+    # The column that cuts the data may be text, and is a feature only where it is said to be one.
+    features = data.columns or tuple(name for name in header if name not in (data.target, data.hash_column))
+    named = [("target", data.target), *(("columns", name) for name in features)]
+    if data.hash_column is not None:
+        named.append(("partition", data.hash_column))
+    for key, name in named:
         if name not in header:
             reason = f'no column "{name}", which [data] {key} names{nearest(name, header)}'
             raise DataError(path, 1, reason)
@@ -156,9 +186,11 @@ def open_csv(data: DataSettings, *, seed: int, holdout: float) -> CsvSource:
         reason = "a column has no name (a saved index?); name it, or list [data] columns"
         raise DataError(path, 1, reason)
     if not features:
-        raise DataError(path, 1, "no column but the target; add a column for each feature")
+        other = " and that of [data] partition" if data.hash_column else ""
+        raise DataError(path, 1, f"no column but the target{other}; add a column for each feature")
     used = tuple(header.index(name) for name in (*features, data.target))
-    return CsvSource(lines, separator, header, used, data.classes, seed, holdout)
+    hashed = None if data.hash_column is None else header.index(data.hash_column)
+    return CsvSource(lines, separator, header, used, data.classes, seed, holdout, hashed, parts)
 
 
 def _fields(text: str, separator: str) -> list[str]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from psworker.data.batch import Batch
-from psworker.data.split import Part, rows_of
+from psworker.data.split import Split, rows_of
 from psworker.errors import DataError
 from psworker.job import DataSettings
 
@@ -26,13 +26,15 @@ class DigitsSource:
         """How many chunks there are; the last one may be smaller."""
         return -(-len(self.examples) // self.chunk_rows)
 
-    def read(self, chunk: int, part: Part) -> Batch:
-        """See `Source.read`."""
+    def read(self, chunk: int, split: Split, part: int | None = None) -> Batch:
+        """See `Source.read`; no column cuts the data into parts."""
+        if part is not None:
+            raise IndexError(f"part {part} of a chunk of digits, which has none")
         if not 0 <= chunk < self.chunks:
             raise IndexError(f"chunk {chunk} of digits, which has {self.chunks}")
         start = chunk * self.chunk_rows
         count = min(self.chunk_rows, len(self.examples) - start)
-        rows = rows_of(part, count, seed=self.seed, chunk=chunk, holdout=self.holdout)
+        rows = rows_of(split, count, seed=self.seed, chunk=chunk, holdout=self.holdout)
         return self.examples.take(start + rows)
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from psworker.data.batch import Batch
 from psworker.data.lines import LineChunks, line_number, open_lines
 from psworker.data.numbers import number_fault
-from psworker.data.split import Part, rows_of
+from psworker.data.split import Split, rows_of
 from psworker.errors import DataError
 from psworker.job import DataSettings, nearest
 
@@ -45,11 +45,16 @@ class LibsvmSource:
         """See `Source.chunks`."""
         return self.lines.chunks
 
-    def read(self, chunk: int, part: Part) -> Batch:
-        """See `Source.read`. Only the rows of `part` are parsed; errors in others are not seen."""
+    def read(self, chunk: int, split: Split, part: int | None = None) -> Batch:
+        """See `Source.read`; no column cuts the data into parts.
+
+        Only the rows of `split` are parsed; errors in others are not seen.
+        """
+        if part is not None:
+            raise IndexError(f"part {part} of a chunk of {self.lines.path}, which has none")
         offset, lines = self.lines.read(chunk)
         rows = [(number, text) for number, line in enumerate(lines) if (text := _content(line))]
-        mine = rows_of(part, len(rows), seed=self.seed, chunk=chunk, holdout=self.holdout)
+        mine = rows_of(split, len(rows), seed=self.seed, chunk=chunk, holdout=self.holdout)
         numbers = [rows[row][0] for row in mine]
         texts = [rows[row][1] for row in mine]
         row_bytes = 4 * self.features

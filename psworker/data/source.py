@@ -7,7 +7,7 @@ from psworker.data.batch import Batch
 from psworker.data.csv import open_csv
 from psworker.data.digits import open_digits
 from psworker.data.libsvm import open_libsvm
-from psworker.data.split import Part
+from psworker.data.split import Split
 from psworker.errors import DataError
 from psworker.job import DataSettings
 
@@ -27,15 +27,17 @@ class Source(Protocol):
     def chunks(self) -> int:
         """How many chunks there are."""
 
-    def read(self, chunk: int, part: Part) -> Batch:
-        """The rows of `chunk` that belong to `part`; there may be none.
+    def read(self, chunk: int, split: Split, part: int | None = None) -> Batch:
+        """The rows of `chunk` that belong to `split`, all or those of one `part`; there may be none.
 
-        Raises DataError if they cannot be read, IndexError if there is no such chunk.
+        Raises DataError if they cannot be read, IndexError if there is no such chunk or part.
         """
 
 
-def open_source(data: DataSettings, *, seed: int, holdout: float) -> Source:
+def open_source(data: DataSettings, *, seed: int, holdout: float, parts: int = 1) -> Source:
     """Open the source that `data` names; `seed` and `holdout` decide which rows are held out.
+
+    Where a column cuts the data, its rows belong to so many `parts`.
 
     Raises DataError if the source is of no known kind or cannot be opened.
     """
@@ -43,7 +45,7 @@ def open_source(data: DataSettings, *, seed: int, holdout: float) -> Source:
     if data.source == "digits":
         return open_digits(data, seed=seed, holdout=holdout)
     if extension == ".csv":
-        return open_csv(data, seed=seed, holdout=holdout)
+        return open_csv(data, seed=seed, holdout=holdout, parts=parts)
     if extension in (".libsvm", ".svm", ".svmlight"):
         return open_libsvm(data, seed=seed, holdout=holdout)
     raise DataError(

@@ -5,12 +5,12 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-Part = Literal["train", "holdout"]
+Split = Literal["train", "holdout"]
 """The rows to train on, or those kept back for evaluation; together they are all rows."""
 
 
-def rows_of(part: Part, count: int, *, seed: int, chunk: int, holdout: float) -> npt.NDArray[np.intp]:
-    """Which of a chunk's `count` rows belong to `part`: row numbers, ascending.
+def rows_of(split: Split, count: int, *, seed: int, chunk: int, holdout: float) -> npt.NDArray[np.intp]:
+    """Which of a chunk's `count` rows belong to `split`: row numbers, ascending.
 
     Row r of chunk c is held out if and only if hash(seed, c, r) < holdout * 2^64, so that every worker
     decides alike, whoever reads the chunk and however often. `holdout` is in [0, 1).
@@ -22,7 +22,7 @@ def rows_of(part: Part, count: int, *, seed: int, chunk: int, holdout: float) ->
     key = _splitmix64(key ^ np.uint64(chunk))
     hashes = _splitmix64(key ^ np.arange(count, dtype=np.uint64))
     held_out = hashes < np.uint64(int(holdout * 2**64))
-    return np.flatnonzero(held_out if part == "holdout" else ~held_out)
+    return np.flatnonzero(held_out if split == "holdout" else ~held_out)
 
 
 def _splitmix64(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

@@ -80,7 +80,8 @@ async def test_other_settings_are_a_mismatch_that_names_field_and_both_values(
 
 @pytest.mark.parametrize("field", ["chunks", "epochs"])
 async def test_an_absurd_plan_makes_no_job(field: str) -> None:
-    plan = Plan("text", **({"chunks": 1, "epochs": 1, "evaluate_every": 0, "seed": 0} | {field: 2**60}))
+    settings: dict[str, Any] = {"chunks": 1, "epochs": 1, "evaluate_every": 0, "seed": 0} | {field: 2**60}
+    plan = Plan("text", **settings)
     async with running_cluster() as cluster:
         with pytest.raises(BadRequest) as caught:
             async with connect(cluster.address, plan=plan):
@@ -330,6 +331,37 @@ async def test_the_leases_of_a_lost_worker_go_to_those_who_wait() -> None:
         assert await waiting in leases
         with pytest.raises(PSError):
             await a.finish(leases[0], 1, {})
+
+
+async def test_a_part_is_its_workers_until_that_is_gone() -> None:
+    plan = Plan("text", 4, 1, 0, 0, "contiguous", 2)
+    async with running_cluster() as cluster, workers(cluster.address, 2, plan=plan) as (a, b):
+        async with connect(cluster.address, name="surplus", plan=plan) as surplus:
+            leases = {ps: [await ps.lease(block=False) for _ in range(3)] for ps in (a, b)}
+            for found in leases.values():
+                assert [lease.kind for lease in found] == ["train", "train", "wait"]
+            chunks = [sorted(lease.chunk for lease in leases[ps][:2]) for ps in (a, b)]
+            assert sorted(chunks) == [[0, 1], [2, 3]]
+            waiting = asyncio.create_task(surplus.lease(block=True))
+            await surplus.lease(block=False)  # by its answer, the one before it is waiting
+            a._shards[0].abort()
+            assert await waiting == leases[a][0]
+        # What the surplus worker gave back goes to who takes the part over.
+        async with connect(cluster.address, name="heir", plan=plan) as heir:
+            assert [await heir.lease(block=False) for _ in range(2)] == leases[a][:2]
+            assert (await b.lease(block=False)).kind == "wait"
+
+
+async def test_the_part_of_a_lease_comes_back_with_its_finish() -> None:
+    plan = Plan("text", 1, 1, 0, 0, "hash:user", 2)
+    async with running_cluster() as cluster, connect(cluster.address, plan=plan) as ps:
+        own, other = [await ps.lease(block=False) for _ in range(2)]
+        assert (own.part, other.part) == (0, 1)
+        with pytest.raises(BadRequest):
+            await ps.finish(Leased("train", 1, 0), 1, {})
+        await ps.finish(own, 1, {})
+        await ps.finish(other, 1, {})
+        assert (await ps.lease(block=False)).kind == "finished"
 
 
 async def test_all_who_wait_learn_that_the_job_is_finished() -> None:

@@ -1,5 +1,7 @@
 import itertools
 from collections import Counter
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -9,14 +11,23 @@ from protocol.errors import BadRequest
 from protocol.messages import Finish, Leased, Measure, Plan
 from psserver.leases import Ledger
 
+CUT = ("contiguous", "round-robin", "hash:user")
 
-def plan(chunks: int = 4, epochs: int = 2, every: int = 0, seed: int = 0) -> Plan:
-    return Plan("text", chunks, epochs, every, seed)
+
+def plan(
+    chunks: int = 4,
+    epochs: int = 2,
+    every: int = 0,
+    seed: int = 0,
+    partition: str = "leases",
+    parts: int = 1,
+) -> Plan:
+    return Plan("text", chunks, epochs, every, seed, partition, parts)
 
 
 def done(leased: Leased, examples: int = 1, **measures: float) -> Finish:
     means = tuple(Measure(name, value) for name, value in measures.items())
-    return Finish(leased.kind, leased.epoch, leased.chunk, examples, means)
+    return Finish(leased.kind, leased.epoch, leased.chunk, examples, means, leased.part)
 
 
 def work_alone(ledger: Ledger) -> list[Leased]:
@@ -114,6 +125,14 @@ def test_what_is_given_back_is_done_first_by_another() -> None:
     assert ledger.progress(0.0).chunks_done == 1
 
 
+def test_what_is_given_back_keeps_its_order() -> None:
+    ledger = Ledger(plan(chunks=5, epochs=2), 0.0)
+    order = [ledger.lease(worker) for worker in (0, 1, 0, 1, 0, 1, 0)]  # two are of the next epoch
+    ledger.give_back(0)
+    ledger.give_back(1)
+    assert [ledger.lease(2) for _ in order] == [order[place] for place in (1, 3, 0, 2, 4, 5, 6)]
+
+
 def test_a_chunk_that_comes_back_after_the_queue_was_empty_keeps_the_evaluation_waiting() -> None:
     ledger = Ledger(plan(chunks=2, epochs=1, every=1), 0.0)
     lost, other = ledger.lease(0), ledger.lease(1)
@@ -151,8 +170,9 @@ def test_only_a_lease_held_is_finished_and_once(wrong: str) -> None:
 
 @pytest.mark.parametrize("field", ["chunks", "epochs"])
 def test_absurdly_much_work_is_refused(field: str) -> None:
+    settings: dict[str, Any] = {field: 2**62}
     with pytest.raises(BadRequest, match="at most") as caught:
-        Ledger(plan(**{field: 2**62}), 0.0)
+        Ledger(plan(**settings), 0.0)
     assert caught.value.field == field
 
 
@@ -183,68 +203,308 @@ def test_time_stops_when_the_work_is_done() -> None:
     assert (progress.phase, progress.seconds) == ("finished", 2.0)
 
 
+# --- parts
+
+
+def part_of(plan: Plan, leased: Leased) -> int:
+    """The part that a training lease is of, from what the partitions are said to be."""
+    match plan.partition:
+        case "contiguous":
+            bounds = [part * plan.chunks // plan.parts for part in range(plan.parts + 1)]
+            (part,) = (p for p in range(plan.parts) if bounds[p] <= leased.chunk < bounds[p + 1])
+            return part
+        case "round-robin":
+            return leased.chunk % plan.parts
+        case "leases":
+            return 0
+        case _:
+            assert leased.part is not None
+            return leased.part
+
+
+def joined(plan: Plan, workers: int) -> Ledger:
+    ledger = Ledger(plan, 0.0)
+    for worker in range(workers):
+        ledger.join(worker)
+    return ledger
+
+
+def taken(ledger: Ledger, worker: int) -> list[Leased]:
+    """All that a worker is given until it has to wait; nothing of it is done."""
+    found = []
+    while (leased := ledger.lease(worker)).kind not in ("wait", "finished"):
+        found.append(leased)
+    return found
+
+
+def work_of(ledger: Ledger, worker: int) -> list[tuple[int, int | None]]:
+    return sorted((leased.chunk, leased.part) for leased in taken(ledger, worker))
+
+
+@pytest.mark.parametrize(
+    ("partition", "parts"),
+    [
+        ("contiguous", [[0, 1], [2, 3], [4, 5, 6]]),
+        ("round-robin", [[0, 3, 6], [1, 4], [2, 5]]),
+        ("hash:user", [list(range(7))] * 3),
+    ],
+)
+def test_each_worker_is_given_its_part(partition: str, parts: list[list[int]]) -> None:
+    ledger = joined(plan(chunks=7, epochs=1, partition=partition, parts=3), 3)
+    for worker in (2, 0, 1):
+        part = worker if partition.startswith("hash") else None
+        assert work_of(ledger, worker) == [(chunk, part) for chunk in parts[worker]]
+
+
+@pytest.mark.parametrize("partition", CUT)
+def test_a_worker_too_many_waits(partition: str) -> None:
+    ledger = joined(plan(partition=partition, parts=2), 3)
+    assert ledger.lease(2).kind == "wait"
+    assert ledger.lease(0).kind == "train"
+
+
+@pytest.mark.parametrize("partition", ["contiguous", "round-robin"])
+def test_there_may_be_more_parts_than_chunks(partition: str) -> None:
+    ledger = joined(plan(chunks=2, epochs=2**32, partition=partition, parts=5), 5)
+    kinds = [ledger.lease(worker).kind for worker in range(5)]
+    assert sorted(kinds) == ["train", "train", "wait", "wait", "wait"]
+
+
+def test_who_comes_back_gets_its_part_back_if_it_is_free() -> None:
+    ledger = joined(plan(chunks=3, epochs=1, partition="contiguous", parts=3), 3)
+    for worker in (0, 1, 2):
+        ledger.give_back(worker)
+    ledger.join(1)  # its own, though part 0 is free too
+    ledger.join(7)  # the first
+    ledger.join(0)  # that was taken meanwhile: the first that is free
+    ledger.join(2)  # none is left
+    assert ledger.lease(2).kind == "wait"
+    assert [work_of(ledger, worker) for worker in (1, 7, 0)] == [[(1, None)], [(0, None)], [(2, None)]]
+
+
+def test_those_who_have_gone_are_not_remembered_for_ever() -> None:
+    def part_on_return(comers: int) -> int:
+        ledger = joined(plan(chunks=2, epochs=1, partition="contiguous", parts=2), 2)
+        for worker in (1, 0, *range(2, 2 + comers)):
+            ledger.join(worker)
+            ledger.give_back(worker)
+        ledger.join(1)
+        return ledger.lease(1).chunk
+
+    assert part_on_return(10) == 1
+    assert part_on_return(20_000) == 0
+
+
+def test_joining_twice_is_joining_once() -> None:
+    ledger = joined(plan(chunks=2, epochs=1, partition="contiguous", parts=2), 1)
+    ledger.join(0)
+    ledger.join(1)
+    assert work_of(ledger, 1) == [(1, None)]
+
+
+@pytest.mark.parametrize("partition", CUT)
+def test_what_a_dead_worker_leaves_is_done_by_those_who_have_done_their_own(partition: str) -> None:
+    ledger = joined(plan(chunks=4, epochs=2, partition=partition, parts=2), 2)
+    ledger.lease(0)
+    ledger.give_back(0)
+    order = [(leased.epoch, part_of(ledger.plan, leased)) for leased in taken(ledger, 1)]
+    assert order == sorted(order, key=lambda one: (one[0], one[1] != 1))  # each epoch: first its own
+    assert {part for _, part in order} == {0, 1}
+
+
+def test_who_takes_a_part_over_is_given_what_is_left_of_it() -> None:
+    ledger = joined(plan(chunks=4, epochs=1, partition="contiguous", parts=2), 2)
+    ledger.give_back(0)
+    helped = taken(ledger, 1)[:3]  # its own two, and one of the orphan
+    ledger = joined(plan(chunks=4, epochs=1, partition="contiguous", parts=2), 2)
+    ledger.give_back(0)
+    assert [ledger.lease(1) for _ in range(3)] == helped
+    ledger.join(2)
+    assert ledger.lease(1).kind == "wait"
+    (rest,) = taken(ledger, 2)
+    assert {helped[2].chunk, rest.chunk} == {0, 1}
+    ledger.finish(1, done(helped[2]), 0.0)  # what was out stays with whom it was leased to
+    ledger.give_back(1)
+    assert {leased.chunk for leased in taken(ledger, 3)} == {2, 3}
+
+
+@pytest.mark.parametrize("partition", CUT)
+def test_evaluation_knows_no_parts(partition: str) -> None:
+    ledger = joined(plan(chunks=4, epochs=1, every=1, partition=partition, parts=2), 2)
+    for worker in (0, 1):
+        for leased in taken(ledger, worker):
+            ledger.finish(worker, done(leased), 0.0)
+    found = taken(ledger, 9)  # that has no part
+    assert {(leased.kind, leased.part) for leased in found} == {("evaluate", None)}
+    assert sorted(leased.chunk for leased in found) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("partition", CUT)
+def test_between_epochs_without_an_evaluation_no_owner_waits_for_another(partition: str) -> None:
+    ledger = joined(plan(chunks=4, epochs=6, every=3, partition=partition, parts=2), 2)
+    assert {leased.epoch for leased in taken(ledger, 0)} == {1, 2, 3}
+
+
+@pytest.mark.parametrize("partition", CUT)
+def test_the_order_in_a_part_is_the_same_whatever_the_others_do(partition: str) -> None:
+    cut = plan(chunks=40, epochs=2, seed=3, partition=partition, parts=2)
+    alone, crowded = joined(cut, 2), joined(cut, 2)
+    order = [leased.chunk for leased in taken(alone, 0)]
+    again = []
+    while (leased := crowded.lease(0)).kind == "train":
+        again.append(leased.chunk)
+        if (other := crowded.lease(1)).kind == "train":
+            crowded.finish(1, done(other), 0.0)
+    assert again == order
+    half = len(order) // 2
+    assert sorted(order[:half]) == sorted(order[half:])
+    assert order[:half] != order[half:]
+
+
+@pytest.mark.parametrize(("partition", "pieces"), [("contiguous", 4), ("round-robin", 4), ("hash:user", 12)])
+def test_progress_counts_what_is_leased(partition: str, pieces: int) -> None:
+    ledger = joined(plan(chunks=4, epochs=2, partition=partition, parts=3), 0)
+    for number in range(pieces):
+        progress = ledger.progress(0.0)
+        assert (progress.epoch, progress.chunks, progress.chunks_done) == (1, 2 * pieces, number)
+        ledger.finish(0, done(ledger.lease(0)), 0.0)
+    assert ledger.progress(0.0).epoch == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [
+        ({"partition": "hash"}, "partition"),
+        ({"partition": "random"}, "partition"),
+        ({"partition": "contiguous", "parts": 2**62}, "parts"),
+        ({"partition": "hash:user", "parts": 1000, "chunks": 1001}, "chunks"),
+    ],
+)
+def test_a_partition_that_cannot_be_kept_account_of(settings: dict[str, Any], field: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        Ledger(plan(**settings), 0.0)
+    assert caught.value.field == field
+
+
+# --- any order of events
+
 PLANS = st.builds(
     plan,
     chunks=st.integers(1, 5),
     epochs=st.integers(1, 4),
     every=st.integers(0, 3),
     seed=st.integers(0, 3),
+    partition=st.sampled_from(["leases", *CUT]),
+    parts=st.integers(1, 4),
 )
+WORKERS = 5
+
+
+class Oracle:
+    """What the rules allow, kept account of apart from the ledger."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.ledger = Ledger(plan, 0.0)
+        self.parts: dict[int, int] = {}  # of live workers
+        self.formerly: dict[int, int] = {}
+        self.held: dict[int, list[Leased]] = {worker: [] for worker in range(WORKERS)}
+        self.done: Counter[Leased] = Counter()
+        self.all = self._all_work()
+
+    def _all_work(self) -> set[Leased]:
+        epochs, chunks = range(1, self.plan.epochs + 1), range(self.plan.chunks)
+        hashed = self.plan.partition.startswith("hash")
+        parts: Sequence[int | None] = range(self.plan.parts) if hashed else [None]
+        train = {Leased("train", *one) for one in itertools.product(epochs, chunks, parts)}
+        every = self.plan.evaluate_every
+        due = [e for e in epochs if every and (e % every == 0 or e == self.plan.epochs)]
+        return train | {Leased("evaluate", *one) for one in itertools.product(due, chunks)}
+
+    def join(self, worker: int) -> None:
+        if worker in self.parts:
+            return
+        self.ledger.join(worker)
+        free = sorted(set(range(self.plan.parts)) - set(self.parts.values()))
+        if free and self.plan.partition != "leases":
+            former = self.formerly.get(worker)
+            self.parts[worker] = former if former in free else free[0]
+
+    def die(self, worker: int) -> None:
+        self.ledger.give_back(worker)
+        self.held[worker] = []
+        if worker in self.parts:
+            self.formerly[worker] = self.parts.pop(worker)
+
+    def finish(self, worker: int) -> None:
+        leased = self.held[worker].pop()
+        self.ledger.finish(worker, done(leased), 0.0)
+        self.done[leased] += 1
+
+    def lease(self, worker: int) -> None:
+        open_ = self._open()
+        may = {leased for leased in open_ if self._may(worker, leased)}
+        leased = self.ledger.lease(worker)
+        if leased.kind == "finished":
+            assert self.all == set(self.done)
+        elif leased.kind == "wait":
+            assert not may  # nobody waits while there is something for it to do
+        else:
+            assert leased in may
+            # What is of an earlier epoch comes first, and in one epoch its own.
+            assert self._rank(worker, leased) == min(self._rank(worker, other) for other in may)
+            self.held[worker].append(leased)
+
+    def _open(self) -> set[Leased]:
+        """What is neither done nor leased and not of a later phase than the one that is not over."""
+        out = {leased for leases in self.held.values() for leased in leases}
+        left = self.all - set(self.done)
+        phase = min((self._phase(leased) for leased in left), default=(0, False))
+        return {leased for leased in left - out if self._phase(leased) == phase}
+
+    def _phase(self, leased: Leased) -> tuple[int, bool]:
+        """The number of evaluations due before that of ``leased``, and whether it is one."""
+        evaluation = leased.kind == "evaluate"
+        every = self.plan.evaluate_every
+        return ((leased.epoch - 1) // every if every else 0), evaluation
+
+    def _may(self, worker: int, leased: Leased) -> bool:
+        if leased.kind == "evaluate" or self.plan.partition == "leases":
+            return True
+        part = part_of(self.plan, leased)
+        return part == self.parts.get(worker) or part not in self.parts.values()
+
+    def _rank(self, worker: int, leased: Leased) -> tuple[int, bool]:
+        foreign = leased.kind == "train" and part_of(self.plan, leased) != self.parts.get(worker)
+        return leased.epoch, foreign
 
 
 @given(plan=PLANS, data=st.data())
-def test_any_interleaving_does_each_chunk_exactly_once(plan: Plan, data: st.DataObject) -> None:
-    """Workers lease, finish, and go away in any order."""
-    ledger = Ledger(plan, 0.0)
-    held: dict[int, list[Leased]] = {worker: [] for worker in range(3)}
-    trained: Counter[tuple[int, int]] = Counter()
-    evaluated: Counter[tuple[int, int]] = Counter()
+def test_any_interleaving_does_all_work_exactly_once(plan: Plan, data: st.DataObject) -> None:
+    """Workers join, lease, finish, and go away in any order."""
+    oracle = Oracle(plan)
+    workers = st.integers(0, WORKERS - 1)
+    events = st.sampled_from(
+        [oracle.lease, oracle.lease, oracle.finish, oracle.finish, oracle.join, oracle.die]
+    )
+    for worker in range(data.draw(workers, label="first")):
+        oracle.join(worker)
     for _ in range(data.draw(st.integers(0, 80), label="events")):
-        worker = data.draw(st.integers(0, 2))
-        event = data.draw(st.sampled_from(["lease", "lease", "finish", "finish", "give_back"]))
-        act(ledger, held, worker, event, trained, evaluated)
-    for worker in held:  # and in the end the work gets done
-        ledger.give_back(worker)
-        held[worker] = []
-    for leased in work_alone(ledger):
-        count(leased, trained, evaluated)
-    epochs = range(1, plan.epochs + 1)
-    every_chunk = list(itertools.product(epochs, range(plan.chunks)))
-    assert trained == Counter(every_chunk)
-    due = [e for e in epochs if plan.evaluate_every and (e % plan.evaluate_every == 0 or e == plan.epochs)]
-    assert evaluated == Counter((epoch, chunk) for epoch, chunk in every_chunk if epoch in due)
-    assert ledger.finished
-    progress = ledger.progress(0.0)
+        worker, event = data.draw(workers), data.draw(events)
+        if event != oracle.finish or oracle.held[worker]:
+            event(worker)
+    survivors = data.draw(st.sets(workers, min_size=1), label="survivors")
+    for worker in set(range(WORKERS)) - survivors:
+        oracle.die(worker)
+    while not oracle.ledger.finished:  # and in the end the work gets done
+        before = oracle.done.total()
+        for worker in survivors:
+            oracle.lease(worker)
+            while oracle.held[worker]:
+                oracle.finish(worker)
+        assert oracle.done.total() > before
+    assert oracle.done == Counter(dict.fromkeys(oracle.all, 1))
+    progress = oracle.ledger.progress(0.0)
     assert (progress.chunks_done, progress.chunks_leased) == (progress.chunks, 0)
-
-
-def act(
-    ledger: Ledger,
-    held: dict[int, list[Leased]],
-    worker: int,
-    event: str,
-    trained: Counter[tuple[int, int]],
-    evaluated: Counter[tuple[int, int]],
-) -> None:
-    if event == "lease":
-        leased = ledger.lease(worker)
-        if leased.kind in ("train", "evaluate"):
-            others = [other for leases in held.values() for other in leases]
-            assert leased not in others
-            # An evaluation sees no training under way, a training no evaluation.
-            assert all(other.kind == leased.kind for other in others)
-            if leased.kind == "evaluate":
-                done_before = {chunk for epoch, chunk in trained if epoch == leased.epoch}
-                assert done_before == set(range(ledger.plan.chunks))
-            held[worker].append(leased)
-    elif event == "finish" and held[worker]:
-        leased = held[worker].pop()
-        ledger.finish(worker, done(leased), 0.0)
-        count(leased, trained, evaluated)
-    elif event == "give_back":
-        ledger.give_back(worker)
-        held[worker] = []
-
-
-def count(leased: Leased, trained: Counter[tuple[int, int]], evaluated: Counter[tuple[int, int]]) -> None:
-    (trained if leased.kind == "train" else evaluated)[leased.epoch, leased.chunk] += 1
+    assert progress.train_examples == sum(leased.kind == "train" for leased in oracle.all)
+    assert {oracle.ledger.lease(worker).kind for worker in range(WORKERS)} == {"finished"}

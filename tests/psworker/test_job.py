@@ -34,6 +34,7 @@ chunk-rows = 100
 columns = ["age", "size"]
 classes = ["low", "high"]
 dimensions = 9
+partition = "contiguous"
 [train]
 epochs = 3
 batch-size = 16
@@ -51,7 +52,7 @@ HOUSES = Job(
     name="houses",
     seed=7,
     model=ModelSettings("package.module:Class", (("hidden_units", (64, 32)), ("l2", 0.5))),
-    data=DataSettings("a.csv", "price", 100, ("age", "size"), ("low", "high"), 9),
+    data=DataSettings("a.csv", "price", 100, ("age", "size"), ("low", "high"), 9, "contiguous"),
     train=TrainSettings(3, 16, 0.0, 4),
     optimizer=OptimizerSettings("adagrad", (("lr", 0.01),)),
     eval=EvalSettings(2, 0.0),
@@ -139,6 +140,18 @@ def test_an_override_that_names_no_key(override: str) -> None:
         ('data.columns=["a", "a"]', "without repetitions"),
         ('data.columns=["label"]', '[data] columns has the target "label"'),
         ("data.dimensions=0", "[data] dimensions = 0"),
+        (
+            "data.partition=random",
+            '[data] partition = "random"; expected "leases", "contiguous", "round-robin"',
+        ),
+        ("data.partition=hash", '[data] partition = "hash"'),
+        ("data.partition='hash:'", '[data] partition = "hash:"'),
+        ('data.partition="hash:a\\u0000"', "[data] partition"),
+        ("data.partition=true", "[data] partition = true"),
+        (
+            "data.partition=hash:user",
+            'needs the columns of a .csv file, and source is "digits"; take "contig',
+        ),
         ("eval.every=1", '[eval] every = 1; expected "1 epoch"'),
         ("eval.every=0 epochs", "[eval] every"),
         ("eval.every=false", "[eval] every = false"),
@@ -156,6 +169,21 @@ def test_a_wrong_key_or_value_is_named(override: str, message: str) -> None:
     with pytest.raises(JobError) as caught:
         load_job(None, [override])
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("partition", "column", "parts"),
+    [
+        ("leases", None, 1),
+        ("contiguous", None, 4),
+        ("round-robin", None, 4),
+        ("hash:user", "user", 4),
+        ("hash:a: b", "a: b", 4),
+    ],
+)
+def test_the_data_is_cut_into_a_part_for_each_worker(partition: str, column: str | None, parts: int) -> None:
+    job = load_job(None, ["train.workers=4", "data.source=a.CSV", f"data.partition={partition}"])
+    assert (job.data.partition, job.data.hash_column, job.parts) == (partition, column, parts)
 
 
 @pytest.mark.parametrize(
@@ -218,6 +246,7 @@ jobs = st.builds(
         columns=st.lists(names.filter(lambda name: name != "label"), unique=True).map(tuple),
         classes=st.lists(st.text(), unique=True).map(tuple),
         dimensions=st.none() | st.integers(1, 10**9),
+        partition=st.sampled_from(["leases", "contiguous", "round-robin"]),
     ),
     train=st.builds(
         TrainSettings,

@@ -17,7 +17,7 @@ from protocol.optimizers import SGD
 from protocol.status import Evaluation, Progress
 from psworker.client import Client, connect
 from psworker.data import Batch
-from psworker.data.split import Part
+from psworker.data.split import Split
 from psworker.errors import DataError, ModelError
 from psworker.metrics import WorkerMetrics
 from psworker.training import Trainer
@@ -27,6 +27,7 @@ Array = npt.NDArray[Any]
 
 CHUNKS, ROWS, BATCH = 5, 10, 4
 HELD_OUT = 5  # each fifth row
+PARTS = 3
 LR = 0.25
 EVERYBODY = frozenset(range(CHUNKS * ROWS))
 HELD = frozenset(row for row in EVERYBODY if row % HELD_OUT == 0)
@@ -41,11 +42,13 @@ class Rows:
     classes: int | None = None
     chunks: int = CHUNKS
 
-    def read(self, chunk: int, part: Part) -> Batch:
+    def read(self, chunk: int, split: Split, part: int | None = None) -> Batch:
         if self.broken:
             raise DataError("rows", 7, "is broken")
         rows = np.arange(chunk * ROWS, (chunk + 1) * ROWS)
-        rows = rows[(rows % HELD_OUT == 0) == (part == "holdout")]
+        rows = rows[(rows % HELD_OUT == 0) == (split == "holdout")]
+        if part is not None:
+            rows = rows[rows % PARTS == part]
         x = np.stack([rows, np.ones(len(rows))], axis=1).astype(np.float32)
         return Batch(x, rows.astype(np.float32))
 
@@ -157,6 +160,21 @@ async def test_three_workers_see_each_row_of_each_epoch_once(staleness: float) -
             3 * len(EVERYBODY - HELD),
         )
         assert {worker.state for worker in (await cluster.job()).workers} == {"left"}
+
+
+@BOTH
+async def test_rows_of_a_part_are_seen_by_one_worker(staleness: float) -> None:
+    async with running_cluster() as cluster:
+        settings: dict[str, Any] = {"workers": PARTS, "staleness": staleness}
+        cut = Plan("text", CHUNKS, 3, 2, 0, "hash:user", PARTS)
+        models = await asyncio.gather(*(work(cluster, name, cut, **settings) for name in "abc"))
+        assert rows_seen(models) == Counter(dict.fromkeys(EVERYBODY - HELD, 3))
+        assert Counter(row for model in models for row in model.evaluated) == Counter(dict.fromkeys(HELD, 2))
+        parts = [{row % PARTS for row in rows_seen([model])} for model in models]
+        assert sorted(parts, key=min) == [{part} for part in range(PARTS)]
+        done = await progress(cluster)
+        assert (done.phase, done.chunks_done) == ("finished", CHUNKS * PARTS * 3)
+        assert done.train_examples == 3 * len(EVERYBODY - HELD)
 
 
 @BOTH
@@ -374,11 +392,11 @@ async def test_the_next_chunk_is_read_while_this_one_is_trained_on() -> None:
         second_read = threading.Event()
 
         class Telling(Rows):
-            def read(self, chunk: int, part: Part) -> Batch:
+            def read(self, chunk: int, split: Split, part: int | None = None) -> Batch:
                 read.append(chunk)
                 if len(read) == 2:
                     second_read.set()
-                return super().read(chunk, part)
+                return super().read(chunk, split, part)
 
         def before(calls: int) -> None:
             if calls == 1:  # in the middle of the first chunk
@@ -402,9 +420,9 @@ async def test_a_model_that_cannot_evaluate_trains_all_the_same(staleness: float
 
 
 class OnlyHeldOut(Rows):
-    def read(self, chunk: int, part: Part) -> Batch:
-        batch = super().read(chunk, part)
-        return batch.take(np.arange(0)) if part == "train" else batch
+    def read(self, chunk: int, split: Split, part: int | None = None) -> Batch:
+        batch = super().read(chunk, split, part)
+        return batch.take(np.arange(0)) if split == "train" else batch
 
 
 async def test_chunks_without_rows_to_train_on() -> None:

@@ -1,6 +1,9 @@
 import csv
+import itertools
 import subprocess
 import sys
+import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +16,11 @@ from psworker.errors import DataError
 from psworker.job import DataSettings
 
 
-def source(tmp_path: Path, text: str, *, holdout: float = 0.0, **data: object) -> Source:
+def source(tmp_path: Path, text: str, *, holdout: float = 0.0, parts: int = 1, **data: object) -> Source:
     path = tmp_path / "a.csv"
     path.write_bytes(text.encode())
-    return open_source(DataSettings(source=str(path), **data), seed=0, holdout=holdout)  # type: ignore[arg-type]
+    settings = DataSettings(source=str(path), **data)  # type: ignore[arg-type]
+    return open_source(settings, seed=0, holdout=holdout, parts=parts)
 
 
 def read_all(opened: Source) -> Batch:
@@ -176,28 +180,135 @@ def test_no_such_file() -> None:
         open_source(DataSettings(source="none.csv"), seed=0, holdout=0.0)
 
 
+# --- parts by a column's value
+
+
+def rows(batches: Iterable[Batch]) -> list[tuple[float, ...]]:
+    return sorted(tuple(row) for batch in batches for row in np.column_stack([batch.x, batch.y]).tolist())
+
+
+users = st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), max_size=5).map(str.strip)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    users=st.lists(st.sampled_from(["7", "7.0", "é", "a,b", 'the "x"', ""]) | users, min_size=1, max_size=60),
+    quote=st.booleans(),
+    parts=st.integers(1, 4),
+    holdout=st.sampled_from([0.0, 0.4]),
+)
+def test_parts_are_all_rows_once_and_a_value_is_in_one_part(
+    tmp_path: Path, users: list[str], quote: bool, parts: int, holdout: float
+) -> None:
+    with open(tmp_path / "b.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, quoting=csv.QUOTE_ALL if quote else csv.QUOTE_MINIMAL)
+        writer.writerows([("a", "user", "label"), *((row, user, 0) for row, user in enumerate(users))])
+    data = DataSettings(source=str(tmp_path / "b.csv"), chunk_rows=7, partition="hash:user")
+    opened = open_source(data, seed=0, holdout=holdout, parts=parts)
+    whole = open_source(data, seed=0, holdout=holdout)
+    chunks = range(opened.chunks)
+    by_part = [[opened.read(chunk, "train", part) for chunk in chunks] for part in range(parts)]
+    train = rows(whole.read(chunk, "train") for chunk in chunks)
+    assert rows(itertools.chain(*by_part)) == train
+    seen = [{users[int(row[0])] for row in rows(batches)} for batches in by_part]
+    assert all(one.isdisjoint(other) for one, other in itertools.combinations(seen, 2))
+    # What is held out does not depend on the parts.
+    held_out = rows(opened.read(chunk, "holdout") for chunk in chunks)
+    assert sorted(train + held_out) == [(row, 0) for row in range(len(users))]
+    assert held_out == rows(whole.read(chunk, "holdout") for chunk in chunks)
+
+
+@pytest.mark.parametrize("row", ["{},{},7", '{},"{}",7', "{}, {} ,7"])
+def test_the_part_is_that_of_the_text_however_it_is_written(tmp_path: Path, row: str) -> None:
+    names = [f"é{number}" for number in range(400)]
+    text = "a,user,label\n" + "".join(row.format(*one) + "\n" for one in enumerate(names))
+    opened = source(tmp_path, text, partition="hash:user", parts=4)
+    assert opened.features == 1
+    for part in range(4):
+        expected = [number for number, name in enumerate(names) if zlib.crc32(name.encode()) % 4 == part]
+        assert opened.read(0, "train", part).x[:, 0].tolist() == expected
+        assert 70 < len(expected) < 130  # nor do few parts hold nearly all values
+
+
+def test_the_column_of_the_partition_is_a_feature_only_if_it_is_listed(tmp_path: Path) -> None:
+    text = "a,b,label\n1,2,3\n"
+    assert source(tmp_path, text, partition="hash:b").read(0, "train").x.tolist() == [[1]]
+    assert source(tmp_path, text, partition="hash:b", columns=("b",)).read(0, "train").x.tolist() == [[2]]
+    assert source(tmp_path, text, partition="hash:label").read(0, "train").x.tolist() == [[1, 2]]
+
+
+@pytest.mark.parametrize("row", ["1,x", "1,x,2,3", '"1,x,2', 'x"y,"x,2'])
+def test_a_row_of_no_part_is_refused_in_each(tmp_path: Path, row: str) -> None:
+    opened = source(tmp_path, f"a,user,label\n1,x,2\n{row}\n", partition="hash:user", parts=3)
+    for part in range(3):
+        with pytest.raises(DataError, match="line 3"):
+            opened.read(0, "train", part)
+
+
+def test_errors_in_the_rows_of_other_parts_are_not_seen(tmp_path: Path) -> None:
+    opened = source(tmp_path, "a,user,label\nbad,a,1\n2,d,3\n", partition="hash:user", parts=2)
+    bad, good = (zlib.crc32(name) % 2 for name in (b"a", b"d"))
+    assert bad != good
+    assert opened.read(0, "train", good).x.tolist() == [[2]]
+    with pytest.raises(DataError, match="line 2"):
+        opened.read(0, "train", bad)
+
+
+def test_there_are_no_other_parts(tmp_path: Path) -> None:
+    text = "a,user,label\n1,2,3\n"
+    cut, whole = source(tmp_path, text, partition="hash:user", parts=2), source(tmp_path, text, parts=2)
+    for opened, part in ((cut, 2), (cut, -1), (whole, 0)):
+        with pytest.raises(IndexError, match=f"part {part} "):
+            opened.read(0, "train", part)
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("a,users,label", 'no column "user", which [data] partition names; did you mean "users"?'),
+        ("a,user,user,label", 'two columns are named "user"'),
+        ("user,label", "no column but the target and that of [data] partition"),
+    ],
+)
+def test_a_column_that_cannot_cut_the_data(tmp_path: Path, header: str, message: str) -> None:
+    with pytest.raises(DataError) as caught:
+        source(tmp_path, f"{header}\n1,2,3,4\n", partition="hash:user")
+    assert message in str(caught.value)
+
+
 MEASURE = """
 import re, sys
 from pathlib import Path
 from psworker.data import open_source
 from psworker.job import DataSettings
-source = open_source(DataSettings(source=sys.argv[1], chunk_rows=10**9), seed=0, holdout=0.0)
-rows = sum(len(source.read(chunk, "train")) for chunk in (0, 1, source.chunks - 1))
+data = DataSettings(source=sys.argv[1], chunk_rows=10**9, partition=sys.argv[2])
+source = open_source(data, seed=0, holdout=0.0)
+part = 0 if data.hash_column else None
+rows = sum(len(source.read(chunk, "train", part)) for chunk in (0, 1, source.chunks - 1))
 # Not getrusage: its maximum is inherited from the process that started this one.
 print(rows, int(re.search(r"VmHWM:\\s+([0-9]+)", Path("/proc/self/status").read_text())[1]) // 1024)
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
-@pytest.mark.parametrize("row", [b"1,2\n", b"0.123456,-1.234567\n", b"1," * 500 + b"1\n"])
-def test_a_chunk_of_a_2_gb_file_takes_little_memory(tmp_path: Path, row: bytes) -> None:
+@pytest.mark.parametrize(
+    ("row", "partition"),
+    [
+        (b"1,2\n", "leases"),
+        (b"0.123456,-1.234567\n", "leases"),
+        (b"1," * 500 + b"1\n", "leases"),
+        (b"1,2,3\n", "hash:a1"),
+        (b"1," * 500 + b"1\n", "hash:a1"),
+    ],
+)
+def test_a_chunk_of_a_2_gb_file_takes_little_memory(tmp_path: Path, row: bytes, partition: str) -> None:
     path = tmp_path / "big.csv"
     block = row * ((17 << 20) // len(row))
     with open(path, "wb") as file:
         file.write(b",".join(b"a%d" % i for i in range(row.count(b","))) + b",label\n" + block)
         file.seek(2_000_000_000)  # a hole that takes no disk; it is in none of the chunks read
         file.write(b"\n" + block)
-    command = [sys.executable, "-c", MEASURE, str(path)]
+    command = [sys.executable, "-c", MEASURE, str(path), partition]
     rows, megabytes = subprocess.run(command, capture_output=True, check=True, text=True).stdout.split()
     assert int(rows) * len(row) > 4 << 20
     assert int(megabytes) < 150

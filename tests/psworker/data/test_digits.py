@@ -42,6 +42,11 @@ def test_a_chunk_that_is_not_there(chunk: int) -> None:
         open_digits(DataSettings(), seed=0, holdout=0.0).read(chunk, "train")
 
 
+def test_no_column_cuts_the_digits_into_parts() -> None:
+    with pytest.raises(IndexError, match="part 0 of a chunk of digits"):
+        open_digits(DataSettings(), seed=0, holdout=0.0).read(0, "train", 0)
+
+
 def test_without_scikit_learn_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(DataError, match=r"pip install 'asyncps\[digits\]'"):

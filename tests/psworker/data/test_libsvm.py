@@ -33,6 +33,11 @@ def test_rows_become_dense(tmp_path: Path) -> None:
     assert batch.y.dtype == np.float32
 
 
+def test_no_column_cuts_the_rows_into_parts(tmp_path: Path) -> None:
+    with pytest.raises(IndexError, match="part 0 of a chunk of"):
+        source(tmp_path, "1 1:1\n").read(0, "train", 0)
+
+
 def test_dimensions_and_classes_come_from_the_settings(tmp_path: Path) -> None:
     opened = source(tmp_path, "cat 1:1\ndog 2:1\ncat\n", dimensions=4, classes=("dog", "cat"))
     batch = opened.read(0, "train")

@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: help demo test check bench clean
+.PHONY: help demo test faults check bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -13,6 +13,9 @@ demo: .venv/demo.stamp ## train on handwritten digits with 1 server and 2 worker
 
 test: .venv/dev.stamp ## the whole test suite
 	$(BIN)/pytest
+
+faults: .venv/dev.stamp ## what dies, hangs and breaks, for many seeds: about half an hour
+	$(BIN)/pytest tests/faults -m "long or not long" --timeout 600
 
 check: .venv/dev.stamp ## format, lint, types, import directions
 	$(BIN)/ruff format --check .

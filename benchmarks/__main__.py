@@ -2,12 +2,14 @@
 
 import sys
 
-from benchmarks import csv_memory, dense, pushes_per_second
+from benchmarks import csv_memory, dense, heartbeats, pushes_per_second, staleness
 
 BENCHMARKS = {
     "csv-memory": csv_memory.main,
     "dense": dense.main,
+    "heartbeats": heartbeats.main,
     "small-pushes": pushes_per_second.main,
+    "staleness": staleness.main,
 }
 
 

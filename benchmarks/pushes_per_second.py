@@ -2,12 +2,13 @@
 
 import argparse
 import json
+import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import product
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from benchmarks.summary import speed_ratios, summarize
 from benchmarks.systems.uvloop_echo import echo_server
 from benchmarks.systems.verification import make_gradient
 from protocol.frames import PRELUDE, VERSION, encode_prelude
-from protocol.messages import Hello, Joined, Push, encode_request
+from protocol.messages import Hello, Join, Push, encode_request
 from protocol.tensors import Part
 from psctl import LocalCluster
 from psworker import Add
@@ -47,19 +48,28 @@ def _echo() -> Iterator[Load]:
 
 
 class _Asyncps:
-    """What each connection to a server of this project sends: a hello, then the same push for ever."""
+    """What each connection to a server of this project sends: hello, join, then one push after the other."""
 
-    def __init__(self, joined: Joined, elements: int) -> None:
-        hello = Hello((VERSION,), "benchmark", "small", joined.worker, joined.incarnation)
-        push = Push((Part("w", "float32", elements),), step=0)
+    def __init__(self, elements: int) -> None:
+        self._hello = _frame(encode_request(1, Hello((VERSION,), "benchmark")))
+        push = Push((Part("w", "float32", elements),), step=0, seq=_TEMPLATE)
         payload = make_gradient(elements * 4).tobytes()
-        self._frames = tuple(
-            encode_prelude(len(header), len(body)) + header + body
-            for header, body in ((encode_request(1, hello), b""), (encode_request(2, push), payload))
-        )
+        before, after = _frame(encode_request(3, push), payload).split(_TEMPLATE.to_bytes(4, "big"))
+        self._before, self._after = before, after
 
     def __call__(self, connection: int, number: int) -> bytes:
-        return self._frames[min(number, 1)]
+        if number == 0:
+            return self._hello
+        if number == 1:  # each connection is a worker of its own, which numbers its pushes
+            return _frame(encode_request(2, Join(secrets.token_hex(8), "small")))
+        return self._before + (number - 1).to_bytes(4, "big") + self._after
+
+
+_TEMPLATE = 0x7F6E5D4C  # travels as these four bytes
+
+
+def _frame(header: bytes, payload: bytes = b"") -> bytes:
+    return encode_prelude(len(header), len(payload)) + header + payload
 
 
 def _complete_replies(received: bytes) -> int:
@@ -74,12 +84,17 @@ def _complete_replies(received: bytes) -> int:
 @contextmanager
 def _asyncps() -> Iterator[Load]:
     elements = _KILOBYTE // 4
-    with LocalCluster(servers=1) as cluster, connect(cluster.address, "small") as client:
+    # The workers of a round that is over are neither missed nor buried while the next one is measured.
+    flags = ("--heartbeat-interval", "60m", "--dead-after", "60m")
+    with (
+        LocalCluster(servers=1, server_flags=flags) as cluster,
+        connect(cluster.address, "small") as client,
+    ):
         client.create("w", np.zeros(elements, np.float32), optimizer=Add())
-        joined = cast(Joined, client.joined)
         host, _, port = cluster.address.rpartition(":")
         server = cluster.servers[0].pid
-        yield Load((host, int(port)), server, request=_Asyncps(joined, elements), reply=_complete_replies)
+        asyncps = _Asyncps(elements)
+        yield Load((host, int(port)), server, request=asyncps, reply=_complete_replies, greetings=2)
         if client.pull("w")[0] == 0:
             raise LoadFailed("asyncps: nothing was added")
 

@@ -39,13 +39,15 @@ class Load:
 
     `server_pid` is the process whose CPU time is counted. `request` is the same frame each time, or
     makes each; `reply` is the size of one in bytes, or counts complete ones. Functions are called
-    in the generator's process: importable by name, or a `functools.partial` of such.
+    in the generator's process: importable by name, or a `functools.partial` of such. The first
+    `greetings` requests of each connection are answered on all of them before any pushes.
     """
 
     address: tuple[str, int]
     server_pid: int
     request: bytes | RequestMaker
     reply: int | ReplyCounter
+    greetings: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,7 @@ async def _load(load: Load, count: int, seconds: float) -> LoadResult:
     make, count_replies = _as_functions(load)
     clients = []
     for number in range(count):
-        build = partial(_Client, number, make, count_replies, failure)
+        build = partial(_Client, number, make, count_replies, load.greetings, failure)
         _, client = await loop.create_connection(build, *load.address)
         clients.append(client)
     await _greet(clients, failure)
@@ -117,7 +119,7 @@ async def _load(load: Load, count: int, seconds: float) -> LoadResult:
         client.send_next()
     with suppress(TimeoutError):
         await asyncio.wait_for(failure, seconds)
-    pushes = sum(client.answered - 1 for client in clients)
+    pushes = sum(client.answered - load.greetings for client in clients)
     result = LoadResult(pushes, perf_counter() - begin, cpu_seconds(load.server_pid) - cpu_before)
     for client in clients:
         client.close()
@@ -127,7 +129,7 @@ async def _load(load: Load, count: int, seconds: float) -> LoadResult:
 
 
 async def _greet(clients: "list[_Client]", failure: asyncio.Future[None]) -> None:
-    """Send every connection's request number 0 and wait until all are answered."""
+    """Send every connection's greetings and wait until all are answered."""
     for client in clients:
         client.send_next()
     greeted = asyncio.gather(*(client.greeted for client in clients))
@@ -155,6 +157,7 @@ class _Client(asyncio.Protocol):
         number: int,
         make: RequestMaker,
         count_replies: ReplyCounter,
+        greetings: int,
         failure: asyncio.Future[None],
     ) -> None:
         self.answered = 0
@@ -162,6 +165,7 @@ class _Client(asyncio.Protocol):
         self._number = number
         self._make = make
         self._count_replies = count_replies
+        self._greetings = greetings
         self._failure = failure
         self._partial = b""
         self._closing = False
@@ -184,7 +188,7 @@ class _Client(asyncio.Protocol):
             return
         self._partial = b""
         self.answered += 1
-        if self.answered == 1:  # the greeting; all connections begin to push together
+        if self.answered == self._greetings:  # all connections begin to push together
             self.greeted.set_result(None)
         else:
             self._transport.write(self._make(self._number, self.answered))

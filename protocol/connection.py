@@ -7,9 +7,15 @@ are sent from where they are: whoever sends an array must not write to it afterw
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import itertools
+import socket as socket_module
+import sys
+import termios
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from socket import IPPROTO_TCP, SO_KEEPALIVE, SOL_SOCKET
 from typing import Any, Final, Protocol, cast
 
 import numpy as np
@@ -22,6 +28,7 @@ from protocol.errors import (
     ConnectionLost,
     FrameTooLarge,
     PSError,
+    ShuttingDown,
     WireError,
 )
 from protocol.frames import DIRECT, MAX_HEADER, FrameReader, Head, Segment, encode_prelude
@@ -39,9 +46,22 @@ from protocol.messages import (
 )
 from protocol.tensors import DTYPES, Part, payload_length, segments, write_buffers
 
-__all__ = ["Array", "Connection", "Handler", "RefuseAll", "Traffic", "dial"]
+__all__ = [
+    "Answer",
+    "Array",
+    "Connection",
+    "Handler",
+    "Pending",
+    "RefuseAll",
+    "Traffic",
+    "check_length",
+    "dial",
+]
 
 Array = npt.NDArray[Any]
+
+Answer = asyncio.Future[tuple[Any, Sequence[Array]]]
+"""A reply that is on its way, and the arrays that come with it."""
 
 _JOINED: Final = DIRECT
 """Frames up to this many bytes are sent as one piece: copying them costs less than a longer writev."""
@@ -52,6 +72,12 @@ _QUEUED: Final = 64 * 1024 * 1024
 
 _UNASKED: Final = 64 * 1024 * 1024
 """Bytes accepted of a reply whose size the asker does not know beforehand, such as a status."""
+
+_LONGEST_ID: Final = 1 << 63
+"""An id that takes as many bytes as any."""
+
+_KEEPALIVE: Final = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
+"""Seconds of silence before the kernel asks, between two such questions, and how many go unanswered."""
 
 
 class Handler(Protocol):
@@ -104,13 +130,22 @@ class Traffic:
     sent: int = 0
 
 
-@dataclass(slots=True)
-class _Pending:
-    """A request of ours whose reply is on its way; ``into`` None takes any tensors."""
+class Pending:
+    """A request of ours whose reply has not come yet; ``into`` None takes any tensors.
 
-    future: asyncio.Future[tuple[Any, Sequence[Array]]]
-    expected: type
-    into: Sequence[Array] | None
+    ``since`` is for whoever sends it again on another connection: when its trouble began.
+    """
+
+    __slots__ = ("arrays", "future", "into", "request", "since")
+
+    def __init__(
+        self, request: Request, arrays: Sequence[Array], into: Sequence[Array] | None, future: Answer
+    ) -> None:
+        self.request = request
+        self.arrays = arrays
+        self.into = into
+        self.future = future
+        self.since: float | None = None
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -122,76 +157,142 @@ class Connection(asyncio.BufferedProtocol):
         traffic: where bytes are counted; shared by all connections of a server.
         server: stop reading while the peer does not read what it asked for. Only one end may do so, else
             both could wait for each other.
+        resend: requests that are unanswered when the connection is lost do not fail: the handler takes them
+            with ``take_unanswered`` and sends them again elsewhere.
 
     Attributes:
         peer: the peer's address, for logs.
         session: whatever the handler keeps about the peer.
         greeted: whether the peer has said hello; kept by the handler.
         opened: the loop's time at which the connection was made.
+        received: bytes received on it.
+        resend: requests that are unanswered when the connection is lost do not fail: the handler takes them
+            with ``take_unanswered`` and sends them again elsewhere.
     """
 
-    def __init__(self, handler: Handler, *, max_payload: int, traffic: Traffic, server: bool = False) -> None:
+    def __init__(
+        self,
+        handler: Handler,
+        *,
+        max_payload: int,
+        traffic: Traffic,
+        server: bool = False,
+    ) -> None:
         self.peer = ""
         self.session: Any = None
         self.greeted = False
         self.opened = 0.0
+        self.received = 0
+        self._sent = 0
+        self.resend = False
         self._handler = handler
         self._reader = FrameReader(max_payload)
         self._traffic = traffic
         self._server = server
         self._transport: asyncio.Transport | None = None
         self._ids = itertools.count(1)
-        self._pending: dict[int, _Pending] = {}
+        self._pending: dict[int, Pending] = {}  # by id, in the order of sending
+        # Held back until the peer reads; a notice has no ``Pending``.
+        self._queue: deque[tuple[int, bytes, Pending | None]] = deque()
+        self._unanswered: list[Pending] = []
         # The frame whose payload is arriving: a request, or the reply to ``_arriving_for``. None: refused.
         self._arriving: Any = None
         self._arriving_id = 0
         self._arriving_arrays: Sequence[Array] = ()
-        self._arriving_for: _Pending | None = None
-        self._writable: asyncio.Future[None] | None = None
+        self._arriving_for: Pending | None = None
+        self._paused = False
         self._ended: asyncio.Future[None] | None = None
         self._error: PSError | None = None  # why no more requests can be sent
 
     # --- what users of a connection call
 
-    async def request(
+    def send(
         self, request: Request, arrays: Sequence[Array] = (), into: Sequence[Array] | None = None
-    ) -> tuple[Any, Sequence[Array]]:
-        """Send a request and return its reply and the arrays that came with it.
+    ) -> Answer:
+        """Send a request; return the future of its reply and the arrays that come with it.
 
-        A request that was cancelled may still be under way: its ``arrays`` may yet be read, and ``into``
-        written, until the connection has ended.
+        Requests leave in the order of the calls. The future fails with what the peer answers, or with
+        ``ConnectionLost``. A request whose future is cancelled is under way all the same: its ``arrays`` may
+        yet be read, and ``into`` written, until the connection has ended.
 
         Args:
             request: the request; its ``tensors`` must describe ``arrays``.
-            arrays: C-contiguous arrays to send. They must not change before this returns.
+            arrays: C-contiguous arrays to send. They must not change before the reply has come.
             into: writeable arrays that the reply's payload is received into. None: new arrays are made.
+
+        Raises:
+            FrameTooLarge: the request names too much at once.
+        """
+        future: Answer = asyncio.get_running_loop().create_future()
+        self.submit(Pending(request, arrays, into, future))
+        return future
+
+    def submit(self, pending: Pending) -> None:
+        """Send a request that was made for this or another connection, as ``send`` does."""
+        if self._error is not None:
+            self._settle(pending, self._error)
+            return
+        request_id = next(self._ids)
+        header = encode_request(request_id, pending.request)
+        if len(header) > MAX_HEADER:
+            raise _too_long(header)
+        if self._paused:
+            self._queue.append((request_id, header, pending))
+        else:
+            self._pending[request_id] = pending
+            self._send(header, pending.arrays)
+
+    async def request(
+        self, request: Request, arrays: Sequence[Array] = (), into: Sequence[Array] | None = None
+    ) -> tuple[Any, Sequence[Array]]:
+        """Send a request and return its reply and the arrays that came with it; as ``send``.
 
         Raises:
             PSError: what the peer answered, or ``ConnectionLost``.
         """
-        while self._writable is not None and self._error is None:
-            await asyncio.shield(self._writable)
-        if self._error is not None:
-            raise self._error
-        request_id = next(self._ids)
-        future: asyncio.Future[tuple[Any, Sequence[Array]]]
-        future = asyncio.get_running_loop().create_future()
-        self._send(encode_request(request_id, request), arrays)
-        self._pending[request_id] = _Pending(future, request.reply, into)
-        try:
-            return await future
-        finally:
-            self._pending.pop(request_id, None)
+        return await self.send(request, arrays, into)
+
+    def notify(self, request: Request) -> None:
+        """Send a request that is not answered, in its turn; does nothing once the connection has ended."""
+        if self._error is None:
+            header = encode_request(0, request)
+            if len(header) > MAX_HEADER:
+                raise _too_long(header)
+            if self._paused:
+                self._queue.append((0, header, None))
+            else:
+                self._send(header, ())
+
+    def take_unanswered(self) -> list[Pending]:
+        """Return the requests that were under way when the connection was lost, in the order of sending."""
+        taken, self._unanswered = self._unanswered, []
+        return taken
+
+    @property
+    def progress(self) -> int:
+        """A number that changes while bytes come in or go out, however slowly."""
+        if self._transport is None:
+            return self.received
+        waiting = self._transport.get_write_buffer_size() + _unacknowledged(self._transport)
+        return self.received + self._sent - waiting
+
+    @property
+    def error(self) -> PSError | None:
+        """Why nothing can be sent any more; None while it can."""
+        return self._error
 
     def reply(self, request_id: int, reply: Reply, arrays: Sequence[Array] = ()) -> None:
         """Answer a request of the peer's; does nothing once the connection has ended."""
-        if self._error is None:
-            self._send(encode_reply(request_id, reply), arrays)
+        if self._error is None and request_id:
+            header = encode_reply(request_id, reply)
+            if len(header) > MAX_HEADER:
+                raise _too_long(header)
+            self._send(header, arrays)
 
     def fail(self, request_id: int, op: str, error: PSError) -> None:
-        """Answer a request of the peer's with an error."""
+        """Answer a request of the peer's with an error; without an ``op`` it could not be read."""
         self._handler.refused(self, op, error)
-        if self._error is None:
+        if self._error is None and (request_id or not op):
             self._send(encode_error(request_id, error), ())
 
     @property
@@ -225,6 +326,7 @@ class Connection(asyncio.BufferedProtocol):
         loop = asyncio.get_running_loop()
         self.opened = loop.time()
         self._ended = loop.create_future()
+        _keep_alive(self._transport)
         if self._server:
             self._transport.set_write_buffer_limits(high=_QUEUED)
 
@@ -235,6 +337,7 @@ class Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Act on ``nbytes`` new bytes."""
         self._traffic.received += nbytes
+        self.received += nbytes
         self._reader.received(nbytes)
         self._process()
 
@@ -244,8 +347,11 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail what is pending."""
-        reason = ConnectionLost(f"the connection to {self.peer} ended" + (f": {exc}" if exc else ""))
-        self._end(reason)
+        if self.resend and self._error is None:
+            self._unanswered = self._under_way()
+            self._pending.clear()
+            self._queue.clear()
+        self._end(ConnectionLost(f"the connection to {self.peer} ended" + (f": {exc}" if exc else "")))
         self._transport = None  # asyncio's own raises when it is aborted once more
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(None)
@@ -253,16 +359,21 @@ class Connection(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         """Hold further requests back; a server reads no more of them either."""
-        self._writable = asyncio.get_running_loop().create_future()
+        self._paused = True
         if self._server and self._transport is not None:
             self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         """Go on."""
-        self._release_writers()
+        self._paused = False
+        while self._queue and not self._paused:
+            request_id, header, pending = self._queue.popleft()
+            if pending is not None:
+                self._pending[request_id] = pending
+            self._send(header, pending.arrays if pending is not None else ())
         if self._server and self._transport is not None:
             self._process()
-            if self._writable is None and self._error is None:
+            if not self._paused and self._error is None:
                 self._transport.resume_reading()
 
     # --- receiving
@@ -271,7 +382,7 @@ class Connection(asyncio.BufferedProtocol):
         """Act on what has arrived, up to where a server's peer must first read its replies."""
         reader = self._reader
         try:
-            while self._error is None and not (self._server and self._writable is not None):
+            while self._error is None and not (self._server and self._paused):
                 event = reader.next_event()
                 if event is None:
                     return
@@ -294,7 +405,10 @@ class Connection(asyncio.BufferedProtocol):
                 self.close(decode_reply(header, Empty))  # it belongs to no request, hence to all
             elif op in ("ok", "error"):
                 pending = self._pending.get(request_id)
-                if pending is not None and pending.future.done():
+                if self.resend and op == "error" and header.fields.get("code") == ShuttingDown.code:
+                    pending = None  # unanswered, also if cancelled: the connection is about to end
+                elif pending is not None and pending.future.done():
+                    del self._pending[request_id]
                     pending = None  # its arrays are the caller's again
                 if pending is not None:
                     message, arrays = self._begin_reply(header, pending, head.payload)
@@ -304,6 +418,7 @@ class Connection(asyncio.BufferedProtocol):
                 arrays = self._handler.prepare(self, message)
         except PSError as error:
             if pending is not None:
+                del self._pending[request_id]
                 self._settle(pending, error)
             else:
                 self.fail(request_id, op, error)
@@ -314,8 +429,8 @@ class Connection(asyncio.BufferedProtocol):
             into: Sequence[Segment] = segments(arrays) if arrays else (head.payload,)
             self._reader.receive_into(into)
 
-    def _begin_reply(self, header: Header, pending: _Pending, payload: int) -> tuple[Any, Sequence[Array]]:
-        message = decode_reply(header, pending.expected)
+    def _begin_reply(self, header: Header, pending: Pending, payload: int) -> tuple[Any, Sequence[Array]]:
+        message = decode_reply(header, pending.request.reply)
         if isinstance(message, PSError):
             _check_payload((), payload)
             return message, ()
@@ -337,12 +452,13 @@ class Connection(asyncio.BufferedProtocol):
         if message is None:
             return
         if pending is not None:
+            self._pending.pop(self._arriving_id, None)
             self._settle(pending, message, arrays)
         else:
             self._handler.handle(self, self._arriving_id, message, arrays)
 
     @staticmethod
-    def _settle(pending: _Pending, message: Any, arrays: Sequence[Array] = ()) -> None:
+    def _settle(pending: Pending, message: Any, arrays: Sequence[Array] = ()) -> None:
         if pending.future.done():
             return
         if isinstance(message, PSError):
@@ -360,21 +476,18 @@ class Connection(asyncio.BufferedProtocol):
     # --- sending
 
     def _send(self, header: bytes, arrays: Sequence[Array]) -> None:
-        if len(header) > MAX_HEADER:
-            raise FrameTooLarge(
-                f"a header has at most {MAX_HEADER} bytes; name fewer tensors in one request",
-                field="header length",
-                value=len(header),
-            )
         transport = cast(asyncio.Transport, self._transport)
         if not arrays:
             frame = encode_prelude(len(header), 0) + header
-            transport.write(frame)
+            self._sent += len(frame)
             self._traffic.sent += len(frame)
+            transport.write(frame)
             return
         payload = _length(arrays)
         prelude = encode_prelude(len(header), payload)
-        self._traffic.sent += len(prelude) + len(header) + payload
+        length = len(prelude) + len(header) + payload
+        self._sent += length
+        self._traffic.sent += length
         if payload <= _JOINED:
             transport.write(b"".join([prelude, header, *write_buffers(arrays)]))
         else:
@@ -388,18 +501,62 @@ class Connection(asyncio.BufferedProtocol):
 
     # --- ending
 
+    def _under_way(self) -> list[Pending]:
+        """Return the requests that are not answered, in the order of sending."""
+        queued = (pending for _, _, pending in self._queue if pending is not None)
+        return [*self._pending.values(), *queued]
+
     def _end(self, reason: PSError) -> None:
         if self._error is not None:
             return
         self._error = reason
-        for pending in self._pending.values():
+        for pending in self._under_way():
             self._settle(pending, reason)
-        self._release_writers()
+        self._pending.clear()
+        self._queue.clear()
 
-    def _release_writers(self) -> None:
-        if self._writable is not None and not self._writable.done():
-            self._writable.set_result(None)
-        self._writable = None
+
+def _unacknowledged(transport: asyncio.Transport) -> int:
+    """Return how many bytes the kernel holds that the peer's has not confirmed; 0 where it does not tell."""
+    socket = transport.get_extra_info("socket")
+    if socket is None or transport.is_closing():
+        return 0
+    try:
+        answer = fcntl.ioctl(socket.fileno(), termios.TIOCOUTQ, bytes(4))
+    except OSError:
+        return 0
+    return int.from_bytes(answer, sys.byteorder)
+
+
+def _keep_alive(transport: asyncio.Transport) -> None:
+    """Have the kernel notice a peer that is gone without a word, also where nothing is being sent."""
+    socket = transport.get_extra_info("socket")
+    if socket is None:
+        return
+    socket.setsockopt(SOL_SOCKET, SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE.items():
+        option = getattr(socket_module, name, None)  # not on every platform
+        if option is not None:
+            socket.setsockopt(IPPROTO_TCP, option, value)
+
+
+def _too_long(header: bytes) -> FrameTooLarge:
+    return FrameTooLarge(
+        f"a header has at most {MAX_HEADER} bytes; name fewer tensors in one request",
+        field="header length",
+        value=len(header),
+    )
+
+
+def check_length(request: Request) -> None:
+    """Refuse a request that no connection can send, whatever its id.
+
+    Raises:
+        FrameTooLarge: it names too much at once.
+    """
+    header = encode_request(_LONGEST_ID, request)
+    if len(header) > MAX_HEADER:
+        raise _too_long(header)
 
 
 def _check_payload(parts: Sequence[Part], payload: int) -> None:

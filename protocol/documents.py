@@ -9,12 +9,16 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.fields import array_decoder, array_encoder
-from protocol.messages import Catalogue, unpack
-from protocol.status import ClusterStatus
+from protocol.messages import Catalogue, Epoch, unpack
+from protocol.status import ClusterStatus, Waits
+from protocol.tensors import Part
 
-__all__ = ["CATALOGUE", "STATUS", "Document"]
+__all__ = ["CATALOGUE", "EPOCH", "MOST", "STATUS", "WAITS", "Document"]
 
 T = TypeVar("T")
+
+MOST: Final = 16 * 1024 * 1024
+"""Bytes of the longest document that a request may carry."""
 
 
 class Document(Generic[T]):
@@ -29,6 +33,10 @@ class Document(Generic[T]):
         self._to_plain = array_encoder(cls)
         self._from_plain = array_decoder(cls)
         self._name = name
+
+    def parts(self, payload: npt.NDArray[np.uint8]) -> tuple[Part, ...]:
+        """Return the ``tensors`` of the message that carries ``payload``."""
+        return (Part(self._name, "uint8", payload.size),)
 
     def encode(self, value: T) -> npt.NDArray[np.uint8]:
         """Return the payload."""
@@ -47,3 +55,5 @@ class Document(Generic[T]):
 
 STATUS: Final = Document(ClusterStatus, "status")
 CATALOGUE: Final = Document(Catalogue, "catalogue")
+EPOCH: Final = Document(Epoch, "epoch")
+WAITS: Final = Document(Waits, "waits")

@@ -13,11 +13,13 @@ PSError
 │   ├── BadTensor            dtype or size differ from what the server holds
 │   ├── NotFinite            NaN or infinity among the values
 │   ├── JobMismatch          the job exists with other settings
-│   └── NotAMember           only workers that have joined may do this
+│   ├── NotAMember           only workers that have joined may do this
+│   ├── Fenced               this incarnation of the worker is out: dead, replaced, or it has left
+│   ├── OutOfOrder           a push before this one is missing, or this one is too old to be remembered
+│   └── Conflict             the same sequence number came with another content
 └── ClusterError         the request may be right, the cluster cannot carry it out
     ├── ConnectionLost       the connection ended before the reply (raised at the client only)
     ├── Unreachable          no server answered at the address (raised at the client only)
-    ├── WorkerLost           a synchronous step waits for a worker that is gone
     ├── ShuttingDown         the server is stopping
     └── InternalError        a defect of the server; its log has the traceback
 """
@@ -32,12 +34,15 @@ __all__ = [
     "BadRequest",
     "BadTensor",
     "ClusterError",
+    "Conflict",
     "ConnectionLost",
+    "Fenced",
     "FrameTooLarge",
     "InternalError",
     "JobMismatch",
     "NotAMember",
     "NotFinite",
+    "OutOfOrder",
     "PSError",
     "RequestError",
     "ShuttingDown",
@@ -47,7 +52,6 @@ __all__ = [
     "Unreachable",
     "VersionMismatch",
     "WireError",
-    "WorkerLost",
     "error_from_wire",
     "shorten",
 ]
@@ -167,6 +171,24 @@ class NotAMember(RequestError):
     code = "NOT_A_MEMBER"
 
 
+class Fenced(RequestError):
+    """The incarnation of the worker that asks is out: it was declared dead, was replaced, or has left."""
+
+    code = "FENCED"
+
+
+class OutOfOrder(RequestError):
+    """A sequence number that is not the next one, nor one that is still remembered."""
+
+    code = "OUT_OF_ORDER"
+
+
+class Conflict(RequestError):
+    """A sequence number that was used before, for another content."""
+
+    code = "CONFLICT"
+
+
 class ClusterError(PSError):
     """The cluster cannot carry the request out."""
 
@@ -183,12 +205,6 @@ class Unreachable(ClusterError):
     """No server answered at the address."""
 
     code = "UNREACHABLE"
-
-
-class WorkerLost(ClusterError):
-    """A synchronous step cannot complete because a worker went away in the middle of it."""
-
-    code = "WORKER_LOST"
 
 
 class ShuttingDown(ClusterError):

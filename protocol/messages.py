@@ -2,7 +2,11 @@
 
 A request travels in a frame whose header is the map ``{"op": ..., "id": ..., fields...}``; its reply
 repeats the id with ``"op": "ok"`` and the reply's fields, or ``"op": "error"`` and those of ``ErrorReply``.
-Messages with ``tensors`` carry those tensors' numbers as payload, in that order.
+Messages with ``tensors`` carry those tensors' numbers as payload, in that order. A request with id 0 is a
+notice: it is not answered.
+
+Requests that change something carry a ``seq``, counted from 1 for each incarnation of a worker and each
+stream (the pushes to one shard; the leases and finishes at the coordinator), so that a retry counts once.
 """
 
 from __future__ import annotations
@@ -21,15 +25,19 @@ from protocol.tensors import DTypeName, Part, Shape
 
 __all__ = [
     "REQUESTS",
+    "Announce",
     "Attach",
     "Attached",
+    "Beat",
     "Block",
     "Catalogue",
     "Create",
     "Created",
+    "Decide",
     "Describe",
     "Described",
     "Empty",
+    "Ended",
     "Epoch",
     "Finish",
     "Heartbeat",
@@ -44,6 +52,7 @@ __all__ = [
     "Leave",
     "Measure",
     "Member",
+    "Ping",
     "Plan",
     "Pull",
     "Pulled",
@@ -52,6 +61,8 @@ __all__ = [
     "Pushed",
     "Reply",
     "Request",
+    "Set",
+    "ShardBeat",
     "ShardJoined",
     "Spec",
     "Status",
@@ -59,6 +70,7 @@ __all__ = [
     "Step",
     "TensorInfo",
     "Welcome",
+    "check_weight",
     "decode_header",
     "decode_reply",
     "decode_request",
@@ -69,14 +81,16 @@ __all__ = [
 
 
 def _check_staleness(value: object, field: str) -> None:
-    if value not in (0.0, math.inf):
-        raise BadRequest("staleness is 0 or inf", field=field, value=value)
+    staleness: float = value  # type: ignore[assignment]
+    if staleness != math.inf and not (0 <= staleness < 1 << 31 and staleness.is_integer()):
+        raise BadRequest("staleness is 0, a whole number of steps, or inf", field=field, value=staleness)
 
 
-def _check_weight(value: object, field: str) -> None:
+def check_weight(value: object, field: str) -> None:
+    """Refuse what is no weight: a finite number, at least 0."""
     weight: float = value  # type: ignore[assignment]
-    if not 0 < weight < math.inf:
-        raise BadRequest("a weight is a finite number above 0", field=field, value=weight)
+    if not 0 <= weight < math.inf:
+        raise BadRequest("a weight is a finite number, at least 0", field=field, value=weight)
 
 
 def _check_kind(value: object, field: str) -> None:
@@ -85,7 +99,7 @@ def _check_kind(value: object, field: str) -> None:
 
 
 Staleness = Annotated[float, _check_staleness]
-Weight = Annotated[float, _check_weight]
+Weight = Annotated[float, check_weight]
 WorkKind = Annotated[str, _check_kind]
 
 
@@ -128,12 +142,26 @@ class Catalogue:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A worker of an epoch. Steps before ``until`` wait for it; None: all steps."""
+    """A live worker; ``clock`` is the first step that it takes part in."""
 
     worker: int
     incarnation: int
     name: Name
-    until: int | None
+    clock: int
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """Who a job's live workers are from now on, and how they are kept together.
+
+    Steps below ``since`` were begun before the staleness was what it is: their updates are applied at once.
+    """
+
+    job: Name
+    number: Positive
+    staleness: Staleness
+    since: int
+    members: tuple[Member, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +221,10 @@ class Attached:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """The worker's identity, its first step, and the job's plan where there is one."""
+    """The worker's identity, its first step, and the job's plan where there is one.
+
+    It sends ``heartbeat`` every ``heartbeat`` seconds.
+    """
 
     job: Name
     worker: int
@@ -202,15 +233,31 @@ class Joined:
     clock: int
     shards: tuple[str, ...]
     staleness: float
+    epoch: int
+    heartbeat: float
     plan: Plan | None = None
 
 
 @dataclass(frozen=True, slots=True)
+class Beat:
+    """The job's membership epoch and staleness; no worker's clock is below ``since`` any more."""
+
+    epoch: int
+    staleness: float
+    since: int
+
+
+@dataclass(frozen=True, slots=True)
 class ShardJoined:
-    """The number that the joining server has from now on."""
+    """The number that the joining server has from now on, in a cluster of that name.
+
+    It sends ``shard_heartbeat`` every ``heartbeat`` seconds.
+    """
 
     shard: int
     shards: int
+    cluster: str
+    heartbeat: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,10 +284,14 @@ class Pushed:
 
 @dataclass(frozen=True, slots=True)
 class Pulled:
-    """What the payload holds, each tensor's block at one version."""
+    """What the payload holds, each tensor's block at one version.
+
+    With a ``clock``, the worker was late: its gradient was dropped, and this is the step that it is in now.
+    """
 
     version: int
     tensors: tuple[Part, ...]
+    clock: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,6 +331,14 @@ class Hello:
 
 
 @dataclass(frozen=True, slots=True)
+class Ping:
+    """Say that this server is there."""
+
+    op: ClassVar[str] = "ping"
+    reply: ClassVar[type] = Empty
+
+
+@dataclass(frozen=True, slots=True)
 class Init:
     """Fill this shard's block of a tensor that is being created. Payload: the block."""
 
@@ -308,18 +367,23 @@ class Push:
     reply: ClassVar[type] = Pushed
     tensors: tuple[Part, ...]
     step: int
+    seq: Positive
     weight: Weight = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class PushPull:
-    """Push, end the worker's step, and send back the blocks of ``names`` as they are after it."""
+    """Push, end the worker's step, and send back the blocks of ``names`` as they are after it.
+
+    Weight 0 says that the worker had nothing to do in this step: no gradient of it is waited for.
+    """
 
     op: ClassVar[str] = "push_pull"
     reply: ClassVar[type] = Pulled
     tensors: tuple[Part, ...]
     names: tuple[Name, ...]
     step: int
+    seq: Positive
     weight: Weight = 1.0
 
 
@@ -339,21 +403,24 @@ class Attach:
 class Join:
     """Become a worker of a job, which is made if need be; without a name, of the only one there is.
 
-    Settings that are None are whatever the job has. The reply comes when ``workers`` have joined.
+    Settings that are None are whatever the job has. The reply comes when ``workers`` have joined. Asking
+    again with the same ``token`` is a retry, and gives the same identity.
     """
 
     op: ClassVar[str] = "join"
     reply: ClassVar[type] = Joined
+    token: Name
     job: Name | None = None
     name: Name | None = None
     staleness: Staleness | None = None
     workers: Positive | None = None
+    backup_workers: int | None = None
     plan: Plan | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Leave:
-    """The worker is done: no step from ``clock`` on waits for it."""
+    """The worker is done with the steps before ``clock``; no other waits for it."""
 
     op: ClassVar[str] = "leave"
     reply: ClassVar[type] = Empty
@@ -365,7 +432,7 @@ class Heartbeat:
     """The worker lives, and has come this far since it joined."""
 
     op: ClassVar[str] = "heartbeat"
-    reply: ClassVar[type] = Empty
+    reply: ClassVar[type] = Beat
     clock: int
     examples: int
     loss: float | None = None
@@ -406,6 +473,7 @@ class Lease:
 
     op: ClassVar[str] = "lease"
     reply: ClassVar[type] = Leased
+    seq: Positive
     block: bool
 
 
@@ -415,6 +483,7 @@ class Finish:
 
     op: ClassVar[str] = "finish"
     reply: ClassVar[type] = Empty
+    seq: Positive
     kind: WorkKind
     epoch: int
     chunk: int
@@ -431,43 +500,84 @@ class Status:
     reply: ClassVar[type] = StatusReport
 
 
+@dataclass(frozen=True, slots=True)
+class Set:
+    """Change how a job's workers are kept together, while it runs. None: leave it as it is."""
+
+    op: ClassVar[str] = "set"
+    reply: ClassVar[type] = Empty
+    job: Name | None = None
+    staleness: Staleness | None = None
+    backup_workers: int | None = None
+
+
 # --- between servers
 
 
 @dataclass(frozen=True, slots=True)
 class JoinShard:
-    """A server offers itself as a shard, as number ``shard`` if it says one."""
+    """A server offers itself as a shard, as number ``shard`` if it says one.
+
+    ``cluster`` is what it was told when it joined before: it holds that cluster's state, and no other's.
+    """
 
     op: ClassVar[str] = "join_shard"
     reply: ClassVar[type] = ShardJoined
     port: Positive
     host: str | None = None
     shard: int | None = None
+    cluster: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Epoch:
-    """The coordinator tells every shard who a job's workers are from now on.
+class ShardBeat:
+    """The shard lives, and these workers keep others waiting there: the payload is ``Waits``."""
 
-    ``lost`` names workers that went away without leaving: synchronous steps of theirs cannot complete.
-    """
+    op: ClassVar[str] = "shard_heartbeat"
+    reply: ClassVar[type] = Empty
+    tensors: tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Announce:
+    """The coordinator tells a shard a job's new epoch: the payload is ``Epoch`` as a msgpack array."""
 
     op: ClassVar[str] = "epoch"
     reply: ClassVar[type] = Empty
+    tensors: tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A shard tells the coordinator who has ended the open step there, and whose share was nothing."""
+
+    op: ClassVar[str] = "ended"
+    reply: ClassVar[type] = Empty
     job: Name
-    number: Positive
-    staleness: Staleness
-    members: tuple[Member, ...]
-    lost: tuple[Name, ...]
+    step: int
+    workers: tuple[int, ...]
+    idle: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Decide:
+    """The coordinator tells the shards whose gradients a step contains, and when that is all of it."""
+
+    op: ClassVar[str] = "decide"
+    reply: ClassVar[type] = Empty
+    job: Name
+    step: int
+    workers: tuple[int, ...]
+    commit: bool
 
 
 Step = Push | PushPull
 Request = (
-    Hello | Init | Pull | Push | PushPull | Attach | Join | Leave | Heartbeat | Create | Initialised
-    | Describe | Lease | Finish | Status | JoinShard | Epoch
+    Hello | Ping | Init | Pull | Push | PushPull | Attach | Join | Leave | Heartbeat | Create | Initialised
+    | Describe | Lease | Finish | Set | Status | JoinShard | ShardBeat | Announce | Ended | Decide
 )  # fmt: skip
 Reply = (
-    Empty | Welcome | Attached | Joined | ShardJoined | Created | Described | Pushed | Pulled | Leased
+    Empty | Welcome | Attached | Joined | Beat | ShardJoined | Created | Described | Pushed | Pulled | Leased
     | StatusReport
 )  # fmt: skip
 

@@ -15,34 +15,44 @@ __all__ = [
     "ShardStatus",
     "TensorStatus",
     "Wait",
+    "Waits",
     "WorkerStatus",
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class ShardStatus:
-    """One server: ``state`` is ``joining`` or ``ready``."""
+    """One server: ``state`` is ``joining``, ``ready``, ``suspect`` (late with its heartbeat) or ``lost``.
+
+    ``heartbeat_age`` is in seconds; 0 for the coordinator, which asks itself.
+    """
 
     shard: int
     address: str
     state: str
     parameters_bytes: int
+    heartbeat_age: float
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerStatus:
-    """One worker: ``state`` is ``waiting``, ``training``, ``left`` or ``lost``.
+    """One worker: ``state`` is ``waiting``, ``training``, ``suspect``, ``left`` or ``dead``.
 
-    ``examples_per_second`` is over its last few heartbeats, ``heartbeat_age`` in seconds.
+    ``clock`` counts its steps, ``lag`` those that it is behind the furthest worker, ``leases`` the chunks
+    that it is at work on. ``examples_per_second`` is over the last few heartbeats, ``heartbeat_age`` in
+    seconds.
     """
 
     worker: int
     name: Name
+    incarnation: int
     state: str
     clock: int
+    lag: int
     examples: int
     examples_per_second: float
     heartbeat_age: float
+    leases: int
     loss: float | None
 
 
@@ -81,11 +91,24 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """A synchronous step that has begun to end: ``waiting_for`` names who is missing."""
+    """Somebody waits in ``job`` on ``shard``: for what, how many do, for whom, and since how many seconds.
 
-    step: int
+    ``what`` is ``start``, ``step N``, ``chunks`` or ``tensor NAME``. ``waiting_for`` has at most 16 names.
+    """
+
+    job: Name
+    shard: int
+    what: str
+    waiting: int
     waiting_for: tuple[Name, ...]
     seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """What a shard's heartbeat tells."""
+
+    waits: tuple[Wait, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,16 +124,23 @@ class TensorStatus:
 
 @dataclass(frozen=True, slots=True)
 class JobStatus:
-    """One job. ``step`` and ``wait`` are shard 0's, and only for synchronous jobs."""
+    """One job.
+
+    ``step`` is the furthest live worker's clock. ``dropped`` counts gradients that came too late for their
+    step, ``longest_wait`` is the longest that a step has waited so far, in seconds, both on shard 0.
+    """
 
     name: Name
     staleness: float
+    backup_workers: int
     epoch: int
     step: int
     workers: tuple[WorkerStatus, ...]
     tensors: tuple[TensorStatus, ...]
     progress: Progress | None
-    wait: Wait | None
+    waits: tuple[Wait, ...]
+    dropped: int
+    longest_wait: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import IO, Final
 
-__all__ = ["Child", "ProcessFailed", "stop_all"]
+__all__ = ["Child", "ProcessFailed", "how_it_ended", "stop_all"]
 
 _KEPT: Final = 200  # log lines
 _LONGEST_LINE: Final = 8192  # characters; what is longer is kept as several lines
@@ -35,10 +35,11 @@ class ProcessFailed(Exception):
 
     def __str__(self) -> str:
         said = f"its last log lines:\n{self.log}" if self.log else "it logged nothing"
-        return f"{self.name} {_how_it_ended(self.returncode)}; {said}"
+        return f"{self.name} {how_it_ended(self.returncode)}; {said}"
 
 
-def _how_it_ended(returncode: int) -> str:
+def how_it_ended(returncode: int) -> str:
+    """Return ``ended with exit code 3`` or ``was killed by SIGKILL``, which is -9."""
     if returncode >= 0:
         return f"ended with exit code {returncode}"
     try:

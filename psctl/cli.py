@@ -14,7 +14,7 @@ import protocol
 from protocol.daemon.exit_codes import ExitCode
 from protocol.daemon.settings import new_parser
 from protocol.errors import PSError
-from psctl import status, train, up
+from psctl import change, status, top, train, up
 from psctl.child import ProcessFailed
 from psworker.daemon import exit_code
 from psworker.errors import DataError, JobError
@@ -60,6 +60,26 @@ _COMMANDS: Final = {
         (
             "psctl status",
             "psctl status --server 10.0.0.5:7070 --format json",
+        ),
+    ),
+    "top": _Command(
+        top.flags,
+        top.run,
+        "Show the servers, jobs and workers of a cluster, live, until q or Ctrl-C.",
+        (
+            "psctl top",
+            "psctl top --server 10.0.0.5:7070 --every 5s",
+            "psctl top --format json | jq -c '.jobs[0].step'",
+        ),
+    ),
+    "set": _Command(
+        change.flags,
+        change.run,
+        "Change how a job's workers are kept together, while it runs.",
+        (
+            "psctl set staleness=3                      # at most 3 steps apart",
+            "psctl set staleness=0 backup-workers=1     # synchronous, not waiting for the slowest",
+            "psctl set staleness=inf --job digits --server 10.0.0.5:7070",
         ),
     ),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import logging
 import signal
 import sys
 import tempfile
@@ -16,9 +17,11 @@ from types import FrameType, TracebackType
 from typing import Final, Self
 
 from protocol.daemon.exit_codes import ExitCode
-from psctl.child import Child, stop_all
+from psctl.child import Child, how_it_ended, stop_all
 
 __all__ = ["LocalCluster"]
+
+_log = logging.getLogger(__name__)
 
 _PAUSE: Final = 0.02  # seconds between two looks at what is waited for
 _START_WITHIN: Final = 60.0  # seconds; a loaded machine takes its time to import NumPy
@@ -39,6 +42,9 @@ class LocalCluster:
     lasts, a SIGTERM that nobody else handles raises ``SystemExit(143)``, so that it is left, too. If this
     process is killed, the children notice the end of their standard input and stop by themselves.
 
+    A worker that a signal kills (``os.kill(cluster.workers[0].pid, signal.SIGKILL)``) is logged as a warning,
+    and the job goes on without it.
+
     Args:
         servers: how many, at least 1.
         workers: how many, and how many the job starts with; 0: the job's settings say when it starts.
@@ -46,6 +52,9 @@ class LocalCluster:
         overrides: settings of the job, such as ``train.epochs=3``.
         port: the coordinator's TCP port; 0: a free one.
         echo_logs: pass the processes' logs on to standard error, each line after its process's name.
+        reconnect_for: how long a worker tries while no server answers, such as ``60s``.
+        server_flags: more flags for each server; they beat those given here.
+        worker_flags: more flags for each worker; they beat those given here.
         grace: seconds that workers, other servers and coordinator each have to end before they are killed.
         server_command: program and first arguments of a server; flags follow.
         worker_command: program and first arguments of a worker; flags follow.
@@ -70,6 +79,9 @@ class LocalCluster:
         *,
         port: int = 0,
         echo_logs: bool = False,
+        reconnect_for: str = "60s",
+        server_flags: Sequence[str] = (),
+        worker_flags: Sequence[str] = (),
         grace: float = 10.0,
         server_command: Sequence[str] = _SERVER,
         worker_command: Sequence[str] = _WORKER,
@@ -82,7 +94,9 @@ class LocalCluster:
         self.metrics: tuple[str, ...] = ()
         self._server_count = servers
         self._worker_count = workers
-        self._job_flags = _job_flags(job, overrides, workers)
+        self._job_flags = ("--reconnect-for", reconnect_for, *_job_flags(job, overrides, workers))
+        self._server_flags = tuple(server_flags)
+        self._worker_flags = tuple(worker_flags)
         self._port = port
         self._echo_logs = echo_logs
         self._grace = grace
@@ -90,6 +104,7 @@ class LocalCluster:
         self._worker_command = worker_command
         self._servers: list[Child] = []
         self._workers: list[Child] = []
+        self._missed: set[Child] = set()  # killed by a signal, and said to be
         self._exit = ExitStack()
 
     @property
@@ -126,29 +141,35 @@ class LocalCluster:
     def add_worker(self, name: str | None = None) -> Child:
         """Start one more worker, called ``worker-N`` unless named, and return it without waiting for it."""
         name = name or f"worker-{len(self._workers)}"
-        flags = ("--server", self.address, "--name", name, "--reconnect-for", "60s", *self._job_flags)
-        worker = self._start(name, (*self._worker_command, *flags))
+        flags = ("--server", self.address, "--name", name, *self._job_flags)
+        worker = self._start(name, (*self._worker_command, *flags), self._worker_flags)
         self._workers.append(worker)
         return worker
 
     def poll(self) -> bool:
-        """Return whether all workers have ended with exit code 0.
+        """Return whether all workers have ended with exit code 0, but for those that a signal killed.
 
         Raises:
-            ProcessFailed: a worker ended with another exit code, or a server ended at all.
+            ProcessFailed: a worker ended with another exit code, all were killed, or a server ended at all.
         """
         failed = [child for child in self._servers if child.returncode is not None]
-        failed += [child for child in self._workers if child.returncode not in (None, 0)]
+        ended = [(child, child.returncode) for child in self._workers]
+        failed += [child for child, code in ended if code is not None and code > 0]
+        killed = [child for child, code in ended if code is not None and code < 0]
+        if killed and len(killed) == len(ended):
+            failed += killed
         if failed:
             # "Cluster lost" is what the others say when one of them is gone: name the one.
             raise min(failed, key=lambda child: child.returncode == ExitCode.CLUSTER_LOST).failure()
-        return all(child.returncode == 0 for child in self._workers)
+        finished = all(code is not None for _, code in ended)
+        self._miss(killed, "the others have finished the job" if finished else "the job goes on without it")
+        return finished
 
     def wait(self, timeout: float | None = None) -> None:
-        """Return when all workers have ended with exit code 0.
+        """Return when all workers have ended with exit code 0, but for those that a signal killed.
 
         Raises:
-            ProcessFailed: as soon as a worker ends with another exit code, or a server ends at all.
+            ProcessFailed: as soon as a worker ends with another exit code, all are killed, or a server ends.
             TimeoutError: ``timeout`` seconds have passed.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -167,9 +188,16 @@ class LocalCluster:
             for child in (*self._workers, *self._servers):
                 child.end(0.0)
 
-    def _start(self, name: str, command: Sequence[str]) -> Child:
+    def _miss(self, killed: Sequence[Child], outcome: str) -> None:
+        """Say once of each worker that it was killed."""
+        for child in killed:
+            if child not in self._missed and child.returncode is not None:
+                self._missed.add(child)
+                _log.warning("%s %s; %s", child.name, how_it_ended(child.returncode), outcome)
+
+    def _start(self, name: str, command: Sequence[str], more_flags: Sequence[str]) -> Child:
         flags = ("--metrics-port", "0", "--stop-with-stdin", "--log-format", "text")
-        return Child(name, (*command, *flags), echo=self._echo_logs)
+        return Child(name, (*command, *flags, *more_flags), echo=self._echo_logs)
 
     def _start_servers(self, ready_files: Path) -> None:
         """Start all servers, and return when the coordinator says that all have joined."""
@@ -185,7 +213,7 @@ class LocalCluster:
         port = str(0 if shard else self._port)
         flags = ("--host", "127.0.0.1", "--port", port, "--shards", str(self._server_count), *place)
         ready_file = ("--ready-file", str(ready_files / name))
-        server = self._start(name, (*self._server_command, *flags, *ready_file))
+        server = self._start(name, (*self._server_command, *flags, *ready_file), self._server_flags)
         self._servers.append(server)
         return server
 

@@ -12,19 +12,28 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from protocol.status import ClusterStatus, JobStatus, Progress, Wait, WorkerStatus
-from psctl.figures import count, figure, plural, printable, span
+from protocol.status import ClusterStatus, JobStatus, Progress, WorkerStatus
+from psctl.figures import count, figure, plural, printable, span, togetherness
+from psctl.waits import felt, sentence
+from psctl.workers import by_name, live_first
 from psworker.job import Job
 
-__all__ = ["History", "describe", "job_status", "render", "sparkline", "time_left", "waits_for"]
+__all__ = ["History", "describe", "job_status", "render", "sparkline", "time_left"]
 
 _CURVE: Final = 40  # columns of a loss curve
-_BAR: Final = 24  # columns of a bar
+_BAR: Final = 24  # columns of a bar where there is room
+_LEAST_BAR: Final = 6  # columns; a shorter bar says nothing
+_BESIDE_BAR: Final = 80  # columns of a worker's row; where there are more, they are for its bar
+_LONE_BAR: Final = 60  # columns of the whole's bar if it has a line of its own
 _NAME: Final = 18  # columns of a name
-_FELT: Final = 0.5  # seconds; every synchronous step waits for somebody for a moment
 _LEVELS: Final = "▁▂▃▄▅▆▇█"
 
-_STATES: Final = {"waiting": ("waiting", "dim"), "left": ("done", "green"), "lost": ("lost", "bold red")}
+_STATES: Final = {
+    "waiting": ("waiting", "dim"),
+    "suspect": ("suspect", "yellow"),
+    "left": ("done", "green"),
+    "dead": ("dead", "bold red"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +58,20 @@ def job_status(status: ClusterStatus, name: str) -> JobStatus | None:
     return next((job for job in status.jobs if job.name == name), None)
 
 
-def render(status: ClusterStatus | None, job: Job, history: History, *, most_workers: int) -> RenderableType:
+def render(
+    status: ClusterStatus | None, job: Job, history: History, *, most_workers: int, width: int
+) -> RenderableType:
     """Return a job in progress: bars of the whole and of each worker, and how the loss falls.
 
     Args:
         status: of the cluster; None while it starts.
         job: what is trained.
         history: of the statuses so far, this one included.
-        most_workers: workers shown; the others are counted.
+        most_workers: workers shown, the live ones first; the others are counted.
+        width: columns there are. Where they are few, figures go before bars.
     """
-    heading = Text(describe(job), style="bold")
     shown = job_status(status, job.name) if status is not None else None
+    heading = Text(describe(job, shown), style="bold")
     if status is None:
         return Group(heading, Text("starting the servers ...", style="dim"))
     if shown is None or shown.progress is None or all(w.state == "waiting" for w in shown.workers):
@@ -67,22 +79,22 @@ def render(status: ClusterStatus | None, job: Job, history: History, *, most_wor
         return Group(
             heading, Text(f"{joined} of {plural(job.train.workers, 'worker')} joined ...", style="dim")
         )
-    wait = waits_for(shown.wait)
+    bar = _bar_width(width - _BESIDE_BAR)
     return Group(
         heading,
         Text(""),
-        _overall(shown.progress),
-        _workers(shown, shown.progress, most_workers),
-        *([Text(wait, style="yellow")] if wait else []),
+        _overall(shown.progress, bar),
+        *([] if bar else [_lone_bar(shown.progress, width)]),
+        _workers(shown, shown.progress, most_workers, bar),
+        *(Text(sentence(wait), style="yellow") for wait in felt(shown.waits)[:1]),
         Text(""),
         _measures(shown.progress, history),
     )
 
 
-def describe(job: Job) -> str:
-    """Return what is trained and how, in a line."""
-    staleness = job.train.staleness
-    how = {0.0: "synchronous", math.inf: "asynchronous"}.get(staleness, f"staleness {staleness:g}")
+def describe(job: Job, now: JobStatus | None = None) -> str:
+    """Return what is trained and how, in a line; ``now`` knows what was changed since the start."""
+    how = togetherness(job.train.staleness if now is None else now.staleness)
     return " · ".join(printable(text) for text in (job.name, job.model.kind, how))
 
 
@@ -91,13 +103,6 @@ def time_left(progress: Progress) -> float | None:
     if not progress.chunks_done:
         return None
     return progress.seconds * (progress.chunks - progress.chunks_done) / progress.chunks_done
-
-
-def waits_for(wait: Wait | None) -> str:
-    """Return who keeps a synchronous step waiting, and how long; "" if nobody does for long."""
-    if wait is None or wait.seconds < _FELT or not wait.waiting_for:
-        return ""
-    return f"waiting for {', '.join(printable(name) for name in wait.waiting_for)} ({wait.seconds:.1f} s)"
 
 
 def sparkline(points: Iterable[tuple[float, float]]) -> str:
@@ -137,8 +142,13 @@ def _rows(*columns: int | None) -> Table:
     return table
 
 
-def _overall(progress: Progress) -> Table:
-    rows = _rows(_NAME, _BAR, None)
+def _bar_width(room: int) -> int:
+    """Return the columns of a bar; 0: there is no room for any."""
+    return min(_BAR, room) if room >= _LEAST_BAR else 0
+
+
+def _overall(progress: Progress, bar: int) -> Table:
+    rows = _rows(_NAME, *([bar] if bar else []), None)
     left = time_left(progress)
     facts = [f"{count(progress.chunks_done)}/{count(progress.chunks)} chunks"]
     if progress.train_examples and progress.seconds:
@@ -151,22 +161,28 @@ def _overall(progress: Progress) -> Table:
         facts.append(f"{span(left)} left")
     rows.add_row(
         Text(f"epoch {progress.epoch}/{progress.epochs}"),
-        _bar(_done(progress), "green"),
+        *_bar(_done(progress), bar, "green"),
         Text(" · ".join(facts)),
     )
     return rows
 
 
-def _workers(job: JobStatus, progress: Progress, most: int) -> Table:
-    """Return a bar for each worker; it is as full as the whole's for the one that has done most."""
-    rows = _rows(_NAME, _BAR, None, None, None, None)
-    for column in rows.columns[2:]:
+def _lone_bar(progress: Progress, width: int) -> Table:
+    line = Table.grid()  # ends the line, which a bar by itself does not
+    line.add_row(*_bar(_done(progress), min(width, _LONE_BAR), "green"))
+    return line
+
+
+def _workers(job: JobStatus, progress: Progress, most: int, bar: int) -> Table:
+    """Return a row for each worker. The bar of the one that has done most is as full as the whole's."""
+    rows = _rows(_NAME, *([bar] if bar else []), None, None, None, None)
+    for column in rows.columns[-4:]:
         column.justify = "right"
     most_done = max((worker.examples for worker in job.workers), default=0) or 1
-    for worker in sorted(job.workers, key=lambda one: (len(one.name), one.name))[:most]:
+    for worker in by_name(live_first(job.workers, most, most)):
         rows.add_row(
             Text(printable(worker.name)),
-            _bar(_done(progress) * worker.examples / most_done, "cyan"),
+            *_bar(_done(progress) * worker.examples / most_done, bar, "cyan"),
             Text(f"{count(worker.examples)} examples"),
             _speed(worker),
             Text(f"step {count(worker.clock)}"),
@@ -184,8 +200,11 @@ def _speed(worker: WorkerStatus) -> Text:
     return Text(name, style=style)
 
 
-def _bar(done: float, colour: str) -> ProgressBar:
-    return ProgressBar(total=1.0, completed=done, width=_BAR, complete_style=colour, finished_style=colour)
+def _bar(done: float, width: int, colour: str) -> list[ProgressBar]:
+    """Return a bar; none where there is no room."""
+    if not width:
+        return []
+    return [ProgressBar(total=1.0, completed=done, width=width, complete_style=colour, finished_style=colour)]
 
 
 def _measures(progress: Progress, history: History) -> Table:

@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-__all__ = ["count", "figure", "plural", "printable", "size", "span"]
+__all__ = [
+    "count",
+    "figure",
+    "names",
+    "plural",
+    "printable",
+    "silence",
+    "size",
+    "span",
+    "togetherness",
+]
 
 
 def printable(text: str) -> str:
@@ -22,6 +33,27 @@ def plural(number: int, thing: str) -> str:
     return f"{count(number)} {thing}" if number == 1 else f"{count(number)} {thing}s"
 
 
+def names(who: Sequence[str], *, first: int = 3, all_known: bool = True) -> str:
+    """Return ``w3``, ``w3 and w5``, ``w3, w5 and 4 more``: whoever is beyond the ``first`` is counted.
+
+    With ``all_known`` False there may be others besides ``who``: ``w3, w5 and at least 4 more``.
+    """
+    shown = [printable(name) for name in who]
+    if len(shown) > first:
+        rest = len(shown) - (first - 1)
+        return f"{', '.join(shown[: first - 1])} and {'' if all_known else 'at least '}{rest} more"
+    return " and ".join(filter(None, (", ".join(shown[:-1]), *shown[-1:])))
+
+
+def togetherness(staleness: float) -> str:
+    """Return in words how far apart a job's workers may be."""
+    if staleness == 0:
+        return "synchronous"
+    if staleness == math.inf:
+        return "asynchronous"
+    return f"stale by at most {staleness:.0f} {'step' if staleness == 1 else 'steps'}"
+
+
 def figure(value: float | None) -> str:
     """Return a loss or another measure: four decimals, or scientific where these would say little."""
     if value is None:
@@ -36,6 +68,11 @@ def span(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def silence(seconds: float) -> str:
+    """Return how long nothing was heard: ``0.4 s``, or as ``span`` from 100 seconds on."""
+    return f"{seconds:.1f} s" if seconds < 100 else span(seconds)
 
 
 def size(number: int) -> str:

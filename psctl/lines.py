@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 from protocol.status import ClusterStatus, JobStatus, Progress
-from psctl.display import job_status, waits_for
+from psctl.display import job_status
 from psctl.figures import count, figure, printable, span
+from psctl.waits import felt, sentence
 from psworker.job import Job
 
 __all__ = ["ProgressLines"]
@@ -44,9 +45,9 @@ def _line(job: JobStatus, progress: Progress) -> str:
         f"training loss {figure(progress.train_loss)}",
         *_held_out(progress),
         f"{count(progress.train_examples)} examples in {span(progress.seconds)}",
-        waits_for(job.wait),
+        *map(sentence, felt(job.waits)[:1]),
     ]
-    return ", ".join(fact for fact in facts if fact)
+    return ", ".join(facts)
 
 
 def _held_out(progress: Progress) -> list[str]:

@@ -24,7 +24,8 @@ class Result:
 
     ``examples`` counts training examples processed, ``steps`` is the furthest worker's clock, ``seconds`` the
     time from the first worker's joining to the end of the work. ``loss`` is the held-out loss of the last
-    evaluation, or the training loss if there was none; ``metrics`` are the evaluation's other means.
+    evaluation, or the training loss if there was none; ``metrics`` are the evaluation's other means. ``died``
+    counts the workers of ``workers`` that were found dead and did not come back.
     """
 
     job: str
@@ -37,6 +38,7 @@ class Result:
     loss: float | None
     metrics: Mapping[str, float]
     checkpoint: str | None = None
+    died: int = 0
 
 
 def result_of(status: ClusterStatus, job: Job) -> Result:
@@ -60,6 +62,7 @@ def result_of(status: ClusterStatus, job: Job) -> Result:
         seconds=progress.seconds,
         loss=means.pop("loss", progress.train_loss),
         metrics=means,
+        died=sum(worker.state == "dead" for worker in found.workers),
     )
 
 
@@ -69,9 +72,10 @@ def result_table(result: Result) -> Table:
     table.add_column(style="dim")
     table.add_column(justify="right")
     speed = f" ({count(result.examples / result.seconds)}/s)" if result.seconds else ""
+    died = f" ({count(result.died)} died)" if result.died else ""
     rows = {
         "job": f"{result.job} ({result.model})",
-        "cluster": f"{plural(result.servers, 'server')}, {plural(result.workers, 'worker')}",
+        "cluster": f"{plural(result.servers, 'server')}, {plural(result.workers, 'worker')}{died}",
         "examples": count(result.examples) + speed,
         "steps": count(result.steps),
         "time": f"{result.seconds:.1f} s",

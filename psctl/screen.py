@@ -23,7 +23,7 @@ Show = Callable[[ClusterStatus | None], None]
 
 _WIDEST: Final = 110  # columns
 _WIDE_ENOUGH: Final = 160  # columns of what is no terminal: lines are to be read by programs, not folded
-_BESIDES_WORKERS: Final = 12  # lines
+_BESIDES_WORKERS: Final = 13  # lines
 
 
 def console_for(stream: Literal["stdout", "stderr"]) -> Console:
@@ -70,7 +70,9 @@ def _live(console: Console, job: Job) -> Iterator[Show]:
             found = job_status(status, job.name) if status is not None else None
             history = history.after(found.progress if found is not None else None)
             most = max(1, console.height - _BESIDES_WORKERS)
-            live.update(Constrain(render(status, job, history, most_workers=most), _WIDEST), refresh=True)
+            width = min(console.width, _WIDEST)
+            drawn = render(status, job, history, most_workers=most, width=width)
+            live.update(Constrain(drawn, width), refresh=True)
 
         yield show
 

@@ -18,7 +18,7 @@ from psctl.cluster_flags import cluster_flags, cluster_from
 from psctl.json_text import json_text
 from psctl.result import Result, result_of, result_table
 from psctl.screen import Show, console_for, screen
-from psworker.client import fetch_status
+from psworker.asking import fetch_status
 from psworker.daemon import check
 from psworker.job import Job, load_job
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Awaitable, Sequence
+from typing import Protocol
 
 from protocol.connection import Array, Connection
 from protocol.errors import InternalError, PSError
@@ -16,25 +17,55 @@ __all__ = ["Call"]
 _log = logging.getLogger(__name__)
 
 
-class Call:
-    """One request of one connection; answered exactly once, at once or later."""
+class Outcomes(Protocol):
+    """Where the answers of numbered requests are remembered."""
 
-    __slots__ = ("connection", "metrics", "op", "request_id", "started")
+    def answered(self, seq: int, outcome: Reply | PSError | None) -> None:
+        """Remember what number ``seq`` was answered with; None: with values, to be sent anew."""
+        ...
+
+
+class Call:
+    """One request of one connection; answered exactly once, at once or later.
+
+    A numbered request's answer is remembered, and a retry of it takes the call over.
+    """
+
+    __slots__ = ("_outcomes", "connection", "metrics", "op", "request_id", "seq", "started")
 
     def __init__(self, connection: Connection, request_id: int, op: str, metrics: ServerMetrics) -> None:
         self.connection = connection
         self.request_id = request_id
         self.op = op
         self.metrics = metrics
+        self.seq = 0
         self.started = time.perf_counter()
+        self._outcomes: Outcomes | None = None
+
+    def admitted(self, outcomes: Outcomes, seq: int) -> None:
+        """Have the answer remembered as that of number ``seq``."""
+        self._outcomes, self.seq = outcomes, seq
+
+    def redirect(self, retry: Call) -> None:
+        """Answer a retry instead, unless it came on an older connection, which nobody listens to."""
+        if retry.connection.opened >= self.connection.opened:
+            self.connection, self.request_id = retry.connection, retry.request_id
+
+    def age(self) -> float:
+        """Return the seconds since the request arrived."""
+        return time.perf_counter() - self.started
 
     def reply(self, reply: Reply, arrays: Sequence[Array] = ()) -> None:
         """Answer."""
+        if self._outcomes is not None:
+            self._outcomes.answered(self.seq, None if arrays else reply)
         self.metrics.request(self.op, "ok", time.perf_counter() - self.started)
         self.connection.reply(self.request_id, reply, arrays)
 
     def fail(self, error: PSError) -> None:
         """Answer with an error."""
+        if self._outcomes is not None:
+            self._outcomes.answered(self.seq, error)
         self.connection.fail(self.request_id, self.op, error)
 
     async def answer_with(self, work: Awaitable[None]) -> None:

@@ -10,6 +10,7 @@ Rules:
 - The first to create a tensor fills it; who creates it meanwhile waits, and is told when it is filled.
 - If the creator goes away halfway, the next asker begins anew, with a higher attempt; so all shards end up
   with one creator's values.
+- Who waits and asks again, on a new connection, is answered there alone.
 - Two creators must agree on the spec.
 """
 
@@ -42,7 +43,7 @@ class _Tensor(Generic[Client, Ask]):
 class TensorCatalogue(Generic[Client, Ask]):
     """The tensors of one job.
 
-    A client is whoever goes away as one, a connection for example; an ask is what is to be answered. Both
+    A client is whoever goes away as one, such as a worker; an ask is what is to be answered. Both
     are only kept and compared.
     """
 
@@ -54,7 +55,7 @@ class TensorCatalogue(Generic[Client, Ask]):
     ) -> Created | None:
         """Return the answer to ``ask``; None if it has to wait until the tensor is filled.
 
-        A creator that asks again has given its attempt up.
+        Who asks again has given its former ask up, and its attempt, if it had one.
 
         Raises:
             SpecMismatch: the tensor exists with another spec.
@@ -72,7 +73,8 @@ class TensorCatalogue(Generic[Client, Ask]):
         elif tensor.creator is None:
             tensor.creator = client
         else:
-            tensor.waiting.append((client, ask))
+            others = [(other, former) for other, former in tensor.waiting if other is not client]
+            tensor.waiting = [*others, (client, ask)]
             return None
         return Created(tensor.info.blocks, tensor.attempt)
 
@@ -104,6 +106,12 @@ class TensorCatalogue(Generic[Client, Ask]):
                     answers.append((ask, Created(tensor.info.blocks, tensor.attempt)))
         return answers
 
+    def waits(self) -> Iterator[tuple[str, Client, list[Ask]]]:
+        """Yield each tensor that somebody waits for, who is filling it, and what is to be answered then."""
+        for tensor in self._tensors.values():
+            if tensor.waiting and tensor.creator is not None:
+                yield tensor.info.name, tensor.creator, [ask for _, ask in tensor.waiting]
+
     def describe(self, names: Sequence[str]) -> tuple[TensorInfo, ...]:
         """Return what these tensors are; without names, all that are filled.
 
@@ -121,6 +129,10 @@ class TensorCatalogue(Generic[Client, Ask]):
                 )
             found.append(tensor.info)
         return tuple(found)
+
+    def specs(self) -> list[Spec]:
+        """Return what all tensors are, also those that are not filled yet."""
+        return [tensor.info.spec for tensor in self._tensors.values()]
 
     def __iter__(self) -> Iterator[TensorInfo]:
         return iter([tensor.info for tensor in self._tensors.values() if tensor.filled])

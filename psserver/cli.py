@@ -14,8 +14,9 @@ from protocol.daemon.exit_codes import ExitCode
 from protocol.daemon.exposition import Exposition
 from protocol.daemon.logs import configure_logs
 from protocol.daemon.run import announce_ready, run, watch_stdin
-from protocol.daemon.settings import address, is_loopback, log_flags, new_parser, port, size
+from protocol.daemon.settings import address, duration, is_loopback, log_flags, new_parser, port, size
 from protocol.errors import ClusterError, PSError
+from psserver.membership import FailureSettings
 from psserver.server import Server, ServerSettings
 
 __all__ = ["main"]
@@ -54,6 +55,40 @@ def _parser() -> configargparse.ArgParser:
         "--shard", type=int, metavar="I", help="the number to ask the coordinator for; without it, any"
     )
     parser.add_argument(
+        "--advertise",
+        type=address,
+        metavar="HOST:PORT",
+        help="where workers reach this server, if not where it is bound: behind NAT or a proxy",
+    )
+    parser.add_argument(
+        "--heartbeat-interval",
+        type=duration,
+        default="1s",
+        metavar="TIME",
+        help="between two heartbeats of workers and servers; said to the coordinator",
+    )
+    parser.add_argument(
+        "--dead-after",
+        type=duration,
+        default="5s",
+        metavar="TIME",
+        help="the longest silence of a worker before the others go on without it; said to the coordinator",
+    )
+    parser.add_argument(
+        "--hung-after",
+        type=duration,
+        default="60s",
+        metavar="TIME",
+        help="how long a worker may keep others waiting though it sends heartbeats; said to the coordinator",
+    )
+    parser.add_argument(
+        "--reconnect-for",
+        type=duration,
+        default="60s",
+        metavar="TIME",
+        help="how long to try while the coordinator does not answer; goes with --join",
+    )
+    parser.add_argument(
         "--metrics-port",
         type=port,
         metavar="PORT",
@@ -86,6 +121,13 @@ def _problem(options: argparse.Namespace) -> str | None:
         return f"--shard {options.shard} goes with --join; the coordinator is always shard 0"
     if options.shard is not None and options.shard < 1:
         return f"--shard {options.shard}: the coordinator is shard 0, the others count from 1"
+    if options.advertise is not None and options.join is None:
+        return "--advertise goes with --join: workers are given the coordinator's address by you"
+    if not 0.01 <= options.heartbeat_interval <= options.dead_after:
+        return (
+            f"--heartbeat-interval {options.heartbeat_interval:g}s and --dead-after {options.dead_after:g}s: "
+            "expected 10ms or more between heartbeats, and no less than that until death"
+        )
     if not is_loopback(options.host) and not options.insecure:
         return (
             f"--host {options.host} lets other machines in, and nothing would be asked of them; "
@@ -102,6 +144,9 @@ async def _serve(options: argparse.Namespace, stop: asyncio.Event) -> int:
             shards=options.shards,
             join=options.join,
             shard=options.shard,
+            advertise=options.advertise,
+            failure=FailureSettings(options.heartbeat_interval, options.dead_after, options.hung_after),
+            reconnect_for=options.reconnect_for,
             max_frame=options.max_frame,
             max_connections=options.max_connections,
         )

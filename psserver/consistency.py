@@ -1,115 +1,99 @@
-"""The barrier of synchronous training (staleness 0), as a state machine without sockets or clocks.
+"""The staleness dial: which worker is in which step, and who has to wait for whom. No sockets, no time.
 
-Rules:
-- Step t is open until every worker it waits for has ended it; then its mean is committed and t+1 opens.
-- Step t waits for the members of the current epoch that have not left before t.
-- A worker ends each step once, in order; it can only be at the step that is open.
-- A step is not complete while a gradient is still being added to its mean.
-- A step whose mean cannot be applied is not over: it begins anew, and its workers are told.
-- A lost worker (gone without leaving) stops the job: whose gradients the step holds is then unknown.
-- Whoever waits can always say for whom.
+Stale-synchronous parallel (Ho et al. 2013), with a staleness of k steps:
+- A worker's clock is the step that it is in: the number of steps it has ended, or were ended before it came.
+- A worker in step c may read when every live worker's clock is at least c - k. It then sees all updates
+  of the steps up to c - k - 1, and its own.
+- So no worker is ever more than k steps ahead of another. k = 0 keeps them in lockstep; with k = inf
+  nobody waits.
+- Who is live is an epoch that the coordinator announces. Whoever is not in it is waited for no longer.
 """
 
 from __future__ import annotations
 
-from protocol.errors import BadRequest, NotAMember, WorkerLost
-from protocol.messages import Member
+import math
+from collections import Counter
 
-__all__ = ["StepBarrier"]
+from protocol.messages import Epoch, Member
+
+__all__ = ["Clocks"]
 
 
-class StepBarrier:
-    """Which workers have ended the open step, and whom it still waits for.
+class Clocks:
+    """The clocks of one job's live workers, as one shard sees them.
 
     Attributes:
-        clock: the open step, from 0.
-        since: time at which the first worker ended the open step; None while nobody has.
+        staleness: steps that a worker may be ahead of the slowest.
+        since: steps below it were begun under another staleness; nobody is held to them.
+        members: the live workers, by id.
+        slowest: the lowest clock of a live worker; 0 if there is none.
+        furthest: the highest clock that any worker ever had.
     """
 
     def __init__(self) -> None:
-        self.clock = 0
-        self.since: float | None = None
-        self._members: dict[int, Member] = {}
-        self._ended: set[int] = set()
-        self._adding = 0
-        self._lost: tuple[str, ...] = ()
+        self.staleness = math.inf
+        self.since = 0
+        self.members: dict[int, Member] = {}
+        self.slowest = self.furthest = 0
+        self._clocks: dict[int, int] = {}
+        self._at: dict[int, int] = {}  # how many are in each step
 
-    def set_members(self, members: tuple[Member, ...], lost: tuple[str, ...]) -> None:
-        """Follow a new epoch."""
-        self._members = {member.worker: member for member in members}
-        self._lost = lost
+    def follow(self, epoch: Epoch) -> None:
+        """Take a new epoch. A new incarnation begins at its own clock; nobody is left before ``since``."""
+        before, self.members = self.members, {member.worker: member for member in epoch.members}
+        self.staleness, self.since = epoch.staleness, epoch.since
+        clocks = {}
+        for worker, member in self.members.items():
+            known = before.get(worker)
+            same = known is not None and known.incarnation == member.incarnation
+            clock = max(self._clocks[worker], member.clock) if same else member.clock
+            clocks[worker] = max(clock, epoch.since)
+        self._clocks = clocks
+        self._at = dict(Counter(clocks.values()))
+        self.slowest = min(self._at, default=0)
+        self.furthest = max(self.furthest, epoch.since, *self._at, 0)
 
-    def check(self, worker: int, step: int) -> None:
-        """Raise if ``worker`` may not push into ``step`` now.
+    def ended(self, worker: int, step: int) -> None:
+        """Note that a live worker has ended a step."""
+        before = self._clocks[worker]
+        if step < before:
+            return
+        self._clocks[worker] = step + 1
+        if step >= self.furthest:
+            self.furthest = step + 1
+        at = self._at
+        at[step + 1] = at.get(step + 1, 0) + 1
+        if at[before] > 1:
+            at[before] -= 1
+        else:
+            del at[before]
+            if before == self.slowest:
+                self.slowest = min(at)
 
-        Raises:
-            WorkerLost: the job cannot go on.
-            NotAMember: the worker is not one of the epoch, or has left before the step.
-            BadRequest: the step is not the open one, or the worker has ended it.
-        """
-        if self._lost:
-            raise self.failure()
-        member = self._members.get(worker)
-        if member is None or not _takes_part(member, step):
-            raise NotAMember("join the job first; who has left it is out", field="worker", value=worker)
-        if step != self.clock or worker in self._ended:
-            raise BadRequest(
-                f"the open step is {self.clock}; each worker ends each step once", field="step", value=step
-            )
+    def clock(self, worker: int) -> int:
+        """Return a live worker's clock."""
+        return self._clocks[worker]
 
-    def begin(self, worker: int, step: int, *, ends: bool, now: float) -> None:
-        """Note that gradients of ``worker`` are being added, and whether they end its step.
+    def ahead_of(self, step: int) -> list[int]:
+        """Return the live workers whose clock is above ``step``."""
+        return [worker for worker, clock in self._clocks.items() if clock > step]
 
-        Raises:
-            PSError: as ``check``.
-        """
-        self.check(worker, step)
-        self._adding += 1
-        if ends:
-            self._ended.add(worker)
-            if self.since is None:
-                self.since = now
+    def may_read(self, worker: int) -> bool:
+        """Return whether a live worker may go on in its step."""
+        return self._clocks[worker] - self.staleness <= self.slowest
 
-    def added(self) -> None:
-        """Note that what ``begin`` announced is done."""
-        self._adding -= 1
+    def in_lockstep(self, step: int) -> bool:
+        """Return whether all workers end a step together; else its updates are applied as they come."""
+        return self.staleness == 0 and step >= self.since
 
-    @property
-    def failed(self) -> bool:
-        """Whether the job cannot go on."""
-        return bool(self._lost)
+    def lead(self, worker: int) -> int:
+        """Return how many steps a live worker is ahead of the slowest."""
+        return self._clocks[worker] - self.slowest
 
-    def failure(self) -> WorkerLost:
-        """Return why the job cannot go on."""
-        return WorkerLost(
-            "the job is synchronous and these workers went away in the middle of it; start it again",
-            field="workers",
-            value=", ".join(self._lost),
-        )
-
-    @property
-    def complete(self) -> bool:
-        """Whether every worker that the open step waits for has ended it, and at least one has."""
-        return bool(self._ended) and not self._adding and not self.waiting_for()
-
-    def advance(self) -> None:
-        """Open the next step."""
-        self.clock += 1
-        self.reopen()
-
-    def reopen(self) -> None:
-        """Have the open step begin anew: its gradients could not be applied."""
-        self.since = None
-        self._ended.clear()
-
-    def waiting_for(self) -> tuple[str, ...]:
-        """Return the names of the workers that have yet to end the open step."""
+    def behind(self, clock: int) -> tuple[str, ...]:
+        """Return the names of the live workers that keep one with this clock waiting."""
         return tuple(
             member.name
-            for member in self._members.values()
-            if member.worker not in self._ended and _takes_part(member, self.clock)
+            for worker, member in self.members.items()
+            if self._clocks[worker] < clock - self.staleness
         )
-
-
-def _takes_part(member: Member, step: int) -> bool:
-    return member.until is None or step < member.until

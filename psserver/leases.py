@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import random
 from bisect import insort, insort_left
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple
 
@@ -190,6 +190,10 @@ class Ledger:
             if len(self._formerly) > _REMEMBERED:
                 del self._formerly[next(iter(self._formerly))]  # the first that has gone
             insort(self._orphans, part, key=lambda orphan: orphan.number)
+
+    def leases(self) -> Counter[int]:
+        """Return how many chunks each worker is at work on."""
+        return Counter(lease.worker for lease in self._leased.values())
 
     def progress(self, now: float) -> Progress:
         """Return how far the job has come."""

@@ -1,44 +1,94 @@
-"""Who works on a job: a state machine in the coordinator. Every change is a numbered epoch.
+"""Who works on a job: a state machine in the coordinator. Every change of who is live is a numbered epoch.
 
-    waiting ──(enough have joined)──> training ──> left     said goodbye; no step from its clock on waits
-       │                                       └─> lost     its connection ended without a goodbye
-       └──> left     gone before the start, so that nothing of it can be missing
+    join ─> waiting ──(enough have joined)──> training <──> suspect ──> dead    silent, or did not come back
+                │                                 └───────────┴───────> left    said goodbye
+                └──> left                                               gone before the start
 
-A worker that joins again under its name keeps its id and gets the next incarnation.
+Rules:
+- Live are those that are training or suspect. Only they are waited for, and only their updates are taken.
+- A worker is suspect when its heartbeat is overdue or its connection has ended; a heartbeat, on whatever
+  connection, makes it training again. Suspicion changes nothing but what the status says.
+- It is dead when it has been silent until the failure detector's deadline, when it has not come back within
+  ``return_within`` of its connection's end, or when it has kept others waiting for ``hung_after`` although
+  its heartbeats go on.
+- A worker that has yet to be told who it is cannot send heartbeats, and is not judged by them.
+- Who is dead or has left stays so. A worker that joins again under its name keeps its id and gets the next
+  incarnation, which fences the former.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
-from protocol.errors import BadRequest, JobMismatch
+from protocol.errors import BadRequest
 from protocol.messages import Heartbeat, Member
 from protocol.status import WorkerStatus
+from psserver.failure import FailureDetector
+from psserver.jobs import fenced
+from psserver.sequences import Sequence
 
-__all__ = ["Membership", "Worker"]
+__all__ = ["Death", "FailureSettings", "Membership", "Worker"]
 
-State = Literal["waiting", "training", "left", "lost"]
+State = Literal["waiting", "training", "suspect", "left", "dead"]
+
+LIVE: Final = ("training", "suspect")
+
 _SPEED_WINDOW: Final = 5  # heartbeats over which a worker's speed is taken
+_GONE_KEPT: Final = 1000  # dead and left workers that the status still tells of
+
+
+@dataclass(frozen=True, slots=True)
+class FailureSettings:
+    """When workers and servers count as dead. All in seconds.
+
+    ``heartbeat`` is the interval; ``dead_after`` the longest silence, ``hung_after`` the longest that a
+    worker may keep others waiting.
+    """
+
+    heartbeat: float = 1.0
+    dead_after: float = 5.0
+    hung_after: float = 60.0
+
+    @property
+    def return_within(self) -> float:
+        """How long a worker whose connection has ended may take to come back."""
+        return min(2 * self.heartbeat, self.dead_after)
 
 
 @dataclass(slots=True)
 class Worker:
-    """What the coordinator knows of one worker."""
+    """What the coordinator knows of one worker.
+
+    ``clock`` is the furthest that it was seen at; ``begins`` the step that this incarnation begins
+    at, once it has been let in; ``told`` whether all shards know it, and it was told so.
+    """
 
     id: int
     name: str
     incarnation: int
+    token: str
     state: State
-    until: int | None
-    heard: float
+    detector: FailureDetector
+    begins: int | None = None
+    told: bool = False
     clock: int = 0
     examples: int = 0
     loss: float | None = None
+    return_by: float = math.inf
+    moved: float = 0.0  # when it last got on with its work
+    held_up: float = math.inf  # since when others wait for it
+    sequence: Sequence = field(default_factory=Sequence)
     marks: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=_SPEED_WINDOW))
+
+    @property
+    def live(self) -> bool:
+        """Whether it is waited for, and its updates taken."""
+        return self.state in LIVE
 
     def speed(self) -> float:
         """Return examples per second over the last heartbeats."""
@@ -48,105 +98,218 @@ class Worker:
         return (after - before) / (end - begin) if end > begin else 0.0
 
 
+class Death(NamedTuple):
+    """A worker that has just been declared dead, and why."""
+
+    worker: Worker
+    reason: str
+
+
 class Membership:
     """The workers of one job.
 
     Args:
         needed: the job starts when this many have joined.
-        fixed: nobody may join after the start (staleness 0).
+        settings: when silence is death.
+
+    Attributes:
+        epoch: the number of the latest change.
+        started: whether enough have joined.
+        needed: workers that the job starts with.
     """
 
-    def __init__(self, needed: int, *, fixed: bool) -> None:
+    def __init__(self, needed: int, settings: FailureSettings) -> None:
         self.epoch = 0
         self.started = False
-        self._needed = needed
-        self._fixed = fixed
+        self.needed = needed
+        self._settings = settings
         self._workers: dict[str, Worker] = {}
-
-    @property
-    def needed(self) -> int:
-        """Workers that the job starts with."""
-        return self._needed
+        self._by_id: dict[int, Worker] = {}
+        self._ids = itertools.count()
+        self._gone: deque[Worker] = deque()
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(tuple(self._workers.values()))  # who reads metrics does so from another thread
 
-    def join(self, name: str | None, *, finished_at: int | None, now: float) -> Worker:
-        """Add a worker. ``finished_at`` is the job's last step if its work is done already.
+    def live(self) -> list[Worker]:
+        """Return the workers of the current epoch."""
+        return [worker for worker in self._workers.values() if worker.live]
+
+    def waiting(self) -> list[Worker]:
+        """Return the workers that wait for the job to start."""
+        return [worker for worker in self._workers.values() if worker.state == "waiting"]
+
+    # --- who comes
+
+    def find(self, token: str) -> Worker | None:
+        """Return the worker that has joined with this token and is there, if any: it asks again."""
+        return next((w for w in self._workers.values() if w.token == token and w.state in _PRESENT), None)
+
+    def get(self, worker: int, incarnation: int | None) -> Worker:
+        """Return the worker that is there under this identity.
+
+        Raises:
+            Fenced: it is out.
+        """
+        found = self._by_id.get(worker)
+        if found is None or found.incarnation != incarnation or found.state not in _PRESENT:
+            raise fenced(worker)
+        return found
+
+    def join(self, name: str | None, token: str, now: float) -> Worker:
+        """Add a worker.
 
         Raises:
             BadRequest: the name belongs to a worker that is there.
-            JobMismatch: the job has started and its workers are fixed.
         """
         name = name or self._free_name()
         known = self._workers.get(name)
-        if known is not None and known.state in ("waiting", "training"):
+        if known is not None and known.state in _PRESENT:
             raise BadRequest(
                 "a worker of that name is at work; give each its own --name", field="name", value=name
             )
-        if self._fixed and self.started and finished_at is None:
-            raise JobMismatch(
-                f"the job is synchronous and has started with its {self._needed} workers; "
-                "say in the job how many there are (train.workers)",
-                field="workers",
-                value=self._needed,
-            )
         worker = Worker(
-            id=known.id if known else len(self._workers),
+            id=known.id if known else next(self._ids),
             name=name,
             incarnation=known.incarnation + 1 if known else 1,
+            token=token,
             state="waiting",
-            until=finished_at if self._fixed else None,
-            heard=now,
+            detector=self._detector(now),
+            moved=now,
         )
-        self._workers[name] = worker
+        self._workers.pop(name, None)
+        self._workers[name] = self._by_id[worker.id] = worker
         self.epoch += 1
-        waiting = [w for w in self if w.state == "waiting"]
-        if self.started or len(waiting) >= self._needed:
+        waiting = self.waiting()
+        if self.started or len(waiting) >= self.needed:
             self.started = True
             for one in waiting:
                 one.state = "training"
         return worker
 
+    def _detector(self, now: float) -> FailureDetector:
+        return FailureDetector(self._settings.heartbeat, self._settings.dead_after, now)
+
+    def tell(self, worker: Worker, now: float) -> None:
+        """A worker is told who it is: from now on its heart has to beat."""
+        worker.told = True
+        worker.detector = self._detector(now)
+        worker.moved = now
+
     def _free_name(self) -> str:
         numbers = itertools.count(len(self._workers))
         return next(name for number in numbers if (name := f"worker-{number}") not in self._workers)
 
-    def leave(self, worker: Worker, clock: int) -> None:
-        """A worker says goodbye: no step from ``clock`` on waits for it."""
-        worker.state = "left"
-        worker.until = clock
-        worker.clock = clock
-        self.epoch += 1
+    # --- who goes
 
-    def lose(self, worker: Worker) -> None:
-        """A worker is gone without a goodbye."""
-        if worker.state == "waiting":
-            self.leave(worker, 0)
-            return
-        worker.state = "lost"
+    def leave(self, worker: Worker, clock: int) -> None:
+        """A worker says goodbye."""
+        worker.clock = clock
+        self._out(worker, "left")
+
+    def _out(self, worker: Worker, state: State) -> None:
+        worker.state = state
         self.epoch += 1
+        self._gone.append(worker)
+        if len(self._gone) > _GONE_KEPT:
+            oldest = self._gone.popleft()
+            if self._workers.get(oldest.name) is oldest:
+                del self._workers[oldest.name], self._by_id[oldest.id]
+
+    def disconnected(self, worker: Worker, now: float) -> None:
+        """A worker's connection has ended: it is to come back soon."""
+        if worker.state == "training":
+            worker.state = "suspect"
+        worker.return_by = min(worker.return_by, now + self._settings.return_within)
+
+    def returned(self, worker: Worker, now: float) -> None:
+        """A worker was heard of, on whatever connection."""
+        worker.return_by = math.inf
+        worker.detector.beat(now)
+        if worker.state == "suspect":
+            worker.state = "training"
 
     def heartbeat(self, worker: Worker, beat: Heartbeat, now: float) -> None:
         """Note how far a worker has come."""
-        worker.heard = now
-        worker.clock = beat.clock
+        self.returned(worker, now)
+        self.reached(worker, beat.clock, now)
+        if beat.examples != worker.examples:
+            worker.moved = now
         worker.examples = beat.examples
         worker.loss = beat.loss
         worker.marks.append((now, beat.examples))
 
+    def reached(self, worker: Worker, clock: int, now: float) -> None:
+        """Note that a worker is in this step."""
+        if clock > worker.clock:
+            worker.clock, worker.moved = clock, now
+
+    def excuse(self, seconds: float, now: float) -> None:
+        """Do not hold ``seconds`` of silence against anybody: it was the coordinator that was asleep."""
+        for worker in self._workers.values():
+            worker.detector.excuse(seconds, now)
+            worker.return_by += seconds
+            worker.moved = min(worker.moved + seconds, now)
+
+    def bury(self, now: float, waited_for: Iterable[int]) -> list[Death]:
+        """Suspect and declare dead whoever has to be by now; ``waited_for`` keep others waiting."""
+        deaths = []
+        waited = set(waited_for)
+        for worker in tuple(self._workers.values()):
+            if worker.state not in _PRESENT:
+                continue
+            worker.held_up = min(worker.held_up, now) if worker.id in waited else math.inf
+            reason = self._verdict(worker, now)
+            if reason is not None:
+                self._out(worker, "left" if worker.state == "waiting" else "dead")
+                deaths.append(Death(worker, reason))
+            elif worker.told and worker.state == "training" and now >= worker.detector.suspect_at:
+                worker.state = "suspect"
+        return deaths
+
+    def _verdict(self, worker: Worker, now: float) -> str | None:
+        settings = self._settings
+        if now >= worker.return_by:
+            return f"its connection ended, and it did not come back within {settings.return_within:g} s"
+        if not worker.told:
+            return None
+        if now >= worker.detector.dead_at:
+            silent = now - worker.detector.heard
+            return f"it was silent for {silent:.1f} s (--dead-after {settings.dead_after:g}s at most)"
+        if now - max(worker.moved, worker.held_up) > settings.hung_after:
+            return f"it kept others waiting for --hung-after {settings.hung_after:g}s, though its heart beats"
+        return None
+
+    # --- what others are told
+
     def members(self) -> tuple[Member, ...]:
-        """Return the workers of the current epoch; with steps to count, also those that have left at one."""
-        states = ("training", "left") if self._fixed else ("training",)
-        return tuple(Member(w.id, w.incarnation, w.name, w.until) for w in self if w.state in states)
+        """Return the workers of the current epoch."""
+        return tuple(Member(w.id, w.incarnation, w.name, w.begins or 0) for w in self.live())
 
-    def lost(self) -> tuple[str, ...]:
-        """Return the names of the workers that are gone without a goodbye."""
-        return tuple(w.name for w in self if w.state == "lost")
+    def status(self, now: float, leases: dict[int, int], furthest: int) -> tuple[WorkerStatus, ...]:
+        """Return all that ever joined, save those long gone.
 
-    def status(self, now: float) -> tuple[WorkerStatus, ...]:
-        """Return all that ever joined."""
+        Args:
+            now: the time.
+            leases: chunks that each worker is at work on.
+            furthest: the furthest worker's clock.
+        """
         return tuple(
-            WorkerStatus(w.id, w.name, w.state, w.clock, w.examples, w.speed(), now - w.heard, w.loss)
+            WorkerStatus(
+                worker=w.id,
+                name=w.name,
+                incarnation=w.incarnation,
+                state=w.state,
+                clock=w.clock,
+                lag=max(0, furthest - w.clock) if w.live else 0,
+                examples=w.examples,
+                examples_per_second=w.speed() if w.live else 0.0,
+                heartbeat_age=max(0.0, now - w.detector.heard),
+                leases=leases.get(w.id, 0),
+                loss=w.loss,
+            )
             for w in self
         )
+
+
+_PRESENT: Final = ("waiting", *LIVE)

@@ -66,6 +66,9 @@ class ServerMetrics(Collector):
         self.rejected_frames: Counter[str] = Counter()
         self.barrier_wait = Histogram(_SECONDS)
         self.staleness = Histogram(_STEPS)
+        self.updates_missed = Histogram(_STEPS)
+        self.duplicates = 0
+        self.dropped: Counter[str] = Counter()
         self._gauges = gauges
         self.registry = CollectorRegistry()
         self.registry.register(self)
@@ -107,8 +110,25 @@ class ServerMetrics(Collector):
         yield _histogram("psserver_barrier_wait_seconds", "Waits for the end of a step.", self.barrier_wait)
         yield _histogram(
             "psserver_staleness_steps",
-            "Updates by others between a worker's pull and its push.",
+            "Steps that a worker is ahead of the slowest live one as it ends a step.",
             self.staleness,
+        )
+        yield _histogram(
+            "psserver_staleness_updates",
+            "Updates by others between a worker's pull and its push.",
+            self.updates_missed,
+        )
+        yield _counter(
+            "psserver_duplicate_pushes",
+            "Retried pushes that had been taken already.",
+            (),
+            {(): self.duplicates},
+        )
+        yield _counter(
+            "psserver_dropped_gradients",
+            "Gradients that came too late for their step (backup workers).",
+            ("job",),
+            {(job,): count for job, count in dict(self.dropped).items()},
         )
         yield from self._gauge_families()
 
@@ -124,6 +144,8 @@ class ServerMetrics(Collector):
 _GAUGES: Final = {
     "psserver_connections": "Open connections.",
     "psserver_workers": "Workers by state; on the coordinator only.",
+    "psserver_worker_lag_steps": "Steps behind the furthest live worker; on the coordinator only.",
+    "psserver_worker_examples_per_second": "Speed over the last heartbeats; on the coordinator only.",
     "psserver_membership_epoch": "Number of the latest membership epoch of a job.",
     "psserver_parameters_bytes": "Bytes of parameters on this shard.",
 }

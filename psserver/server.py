@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, cast
+
+import numpy as np
 
 import protocol
 from protocol.addresses import join_address
 from protocol.connection import Array, Connection, dial
 from protocol.daemon.logs import RateLimited
+from protocol.documents import EPOCH, MOST, WAITS
 from protocol.errors import (
     BadRequest,
+    BadTensor,
     PSError,
     ShuttingDown,
     Unreachable,
@@ -23,11 +27,13 @@ from protocol.errors import (
 from protocol.frames import VERSION
 from protocol.messages import (
     REQUESTS,
+    Announce,
     Attach,
     Create,
+    Decide,
     Describe,
     Empty,
-    Epoch,
+    Ended,
     Finish,
     Heartbeat,
     Hello,
@@ -37,23 +43,31 @@ from protocol.messages import (
     JoinShard,
     Lease,
     Leave,
+    Ping,
     Pull,
     Push,
     PushPull,
-    ShardJoined,
+    Set,
+    ShardBeat,
     Status,
     Welcome,
 )
+from protocol.status import Wait, Waits
 from psserver.call import Call
 from psserver.coordinator import Coordinator
+from psserver.jobs import Session
+from psserver.membership import FailureSettings
 from psserver.metrics import ServerMetrics
-from psserver.shard import Session, Shard
+from psserver.shard import Shard
+from psserver.uplink import Uplink, UplinkSettings
 
 __all__ = ["Server", "ServerSettings"]
 
 _log = logging.getLogger(__name__)
 
-_WAIT_FOR_READY: Final = (Attach, Join, Create, Describe)
+_WAIT_FOR_READY: Final = (Attach, Join, Create, Describe, Set)
+_TICKS: Final = 4  # looks a heartbeat interval at who is silent
+_NAMED_WORKERS: Final = 100  # workers of a job with metric labels of their own
 _OPS: Final = frozenset(cls.op for cls in REQUESTS)
 
 
@@ -61,7 +75,9 @@ _OPS: Final = frozenset(cls.op for cls in REQUESTS)
 class ServerSettings:
     """What a server is started with. Times in seconds, sizes in bytes.
 
-    ``join`` is the coordinator's address; None: this server is the coordinator and shard 0.
+    ``join`` is the coordinator's address; None: this server is the coordinator and shard 0. ``advertise`` is
+    where workers reach this server, if not where it is bound. ``failure`` matters to the coordinator, which
+    tells the others, and ``reconnect_for`` to the others.
     """
 
     host: str = "127.0.0.1"
@@ -69,6 +85,9 @@ class ServerSettings:
     shards: int = 1
     join: tuple[str, int] | None = None
     shard: int | None = None
+    advertise: tuple[str, int] | None = None
+    failure: FailureSettings = field(default_factory=FailureSettings)
+    reconnect_for: float = 60.0
     max_frame: int = 1 << 30
     max_connections: int = 1024
     hello_within: float = 5.0
@@ -82,18 +101,17 @@ class Server:
         self._settings = settings
         self.metrics = ServerMetrics(self._gauges)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._shard = Shard(self.metrics, self._spawn)
+        self._shard = Shard(self.metrics, self._spawn, self._report)
         self._coordinator: Coordinator | None = None
         self._number = settings.shard
         self._shards = settings.shards
         if settings.join is None:
             self._number = 0
-            self._coordinator = Coordinator(self._shard, settings.shards, self._spawn)
+            self._coordinator = Coordinator(self._shard, settings.shards, self._spawn, settings.failure)
         self._connections: set[Connection] = set()
         self._listener: asyncio.Server | None = None
-        self._uplink: Connection | None = None
+        self._uplink: Uplink | None = None
         self._stopping = False
-        self._joined = False
         self._rejected_log = RateLimited(_log, interval=1.0)
         self.coordinator_lost = asyncio.Event()
 
@@ -113,9 +131,10 @@ class Server:
         host, port = self._listener.sockets[0].getsockname()[:2]
         address = join_address(host, port)
         if self._coordinator is not None:
-            self._coordinator.listening_at(address)
+            self._coordinator.links.own_address = address
+            self._spawn(self._tick(self._coordinator))
         else:
-            await self._join(host, port)
+            await self._join(settings.join, host, port)
         self._spawn(self._watch())
         return address
 
@@ -124,7 +143,7 @@ class Server:
         self._stopping = True
         if self._listener is not None:
             self._listener.close()
-        connections = (*self._connections, *([self._uplink] if self._uplink else []))
+        connections = tuple(self._connections)
         for connection in connections:
             connection.close(ShuttingDown("the server is stopping"))
         await asyncio.sleep(0)  # a task that is cancelled before it has begun leaves its work un-awaited
@@ -140,22 +159,38 @@ class Server:
         """Return whether requests are answered at once: all shards have joined."""
         if self._stopping:
             return False
-        return self._coordinator.ready.is_set() if self._coordinator else self._joined
+        if self._coordinator is not None:
+            return self._coordinator.links.ready.is_set()
+        return self._uplink is not None and self._uplink.is_open
 
-    async def _join(self, host: str, port: int) -> None:
-        assert self._settings.join is not None  # noqa: S101 (checked by the caller)
-        uplink = self._uplink = await self._dial_coordinator(*self._settings.join)
-        uplink.session = Session()
-        uplink.greeted = True  # the coordinator only answers on it, and tells epochs
-        await uplink.request(Hello((VERSION,), f"psserver/{protocol.__version__}"))
+    async def _join(self, coordinator: tuple[str, int] | None, host: str, port: int) -> None:
+        assert coordinator is not None  # noqa: S101 (checked by the caller)
+        settings = self._settings
         reachable = None if host in ("0.0.0.0", "::") else host  # noqa: S104 (compared, not bound)
-        joined: ShardJoined
-        joined, _ = await uplink.request(JoinShard(port, reachable, self._settings.shard))
-        self._number, self._shards, self._joined = joined.shard, joined.shards, True
+        offer = JoinShard(port, reachable, settings.shard)
+        if settings.advertise is not None:
+            offer = JoinShard(settings.advertise[1], settings.advertise[0], settings.shard)
+        self._uplink = Uplink(
+            lambda: self._dial_coordinator(*coordinator),
+            UplinkSettings(offer, settings.reconnect_for, settings.failure.dead_after),
+            lambda: Waits(tuple(self._shard.waits())),
+            self._shard.report_all,
+        )
+        joined = await self._uplink.join()
+        self._number, self._shards = joined.shard, joined.shards
+        self._shard.number = joined.shard
+        self._spawn(self._keep(self._uplink))
+
+    async def _keep(self, uplink: Uplink) -> None:
+        try:
+            await uplink.keep()
+        except PSError as error:
+            _log.error("the cluster is lost: %s", error)
+            self.coordinator_lost.set()
 
     async def _dial_coordinator(self, host: str, port: int) -> Connection:
         try:
-            return await dial(
+            connection = await dial(
                 host, port, self, max_payload=self._settings.max_frame, traffic=self.metrics.traffic
             )
         except OSError as error:
@@ -164,6 +199,24 @@ class Server:
                 field="join",
                 value=f"{host}:{port}",
             ) from error
+        connection.session = Session()
+        connection.greeted = True  # the coordinator only answers on it, and tells epochs
+        self._connections.add(connection)
+        return connection
+
+    def _report(self, ended: Ended) -> None:
+        """Tell the coordinator who has ended a step here."""
+        if self._coordinator is not None:
+            self._coordinator.ended(0, ended)
+        elif self._uplink is not None:
+            self._uplink.tell(ended)
+
+    async def _tick(self, coordinator: Coordinator) -> None:
+        """Have the coordinator look after those that are silent."""
+        period = self._settings.failure.heartbeat / _TICKS
+        while True:
+            await asyncio.sleep(period)
+            coordinator.tick(period)
 
     def _accept(self) -> asyncio.BaseProtocol:
         if len(self._connections) >= self._settings.max_connections:
@@ -188,12 +241,18 @@ class Server:
         """Run ``work`` in a task that ``stop`` awaits."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            _log.error("a task of this server failed", exc_info=error)
 
     async def _watch(self) -> None:
         """Once a second: hang up on those that say no hello, and name those that a step waits for."""
         loop = asyncio.get_running_loop()
-        named: dict[str, int] = {}  # job -> the step last named
+        named: set[tuple[str, int, str]] = set()  # waits that were logged
         while True:
             await asyncio.sleep(1.0)
             now = loop.time()
@@ -202,14 +261,19 @@ class Server:
                     continue
                 self._count_rejected("no_hello")
                 connection.abort()
-            for job in self._shard.jobs:
-                wait = self._shard.wait(job)
-                if wait and wait.seconds > self._settings.name_waits_after and named.get(job) != wait.step:
-                    named[job] = wait.step
-                    _log.warning(
-                        "job %s: step %d waits for %s since %.1f s",
-                        job, wait.step, ", ".join(wait.waiting_for), wait.seconds,
-                    )  # fmt: skip
+            waits = self._coordinator.waits() if self._coordinator else self._shard.waits()
+            named = self._name(waits, named)
+
+    def _name(self, waits: Sequence[Wait], named: set[tuple[str, int, str]]) -> set[tuple[str, int, str]]:
+        """Log each wait that has become long, once; return those that were, as long as they last."""
+        long = {(w.job, w.shard, w.what): w for w in waits if w.seconds > self._settings.name_waits_after}
+        for key in long.keys() - named:
+            wait = long[key]
+            _log.warning(
+                "job %s: %s on shard %d waits for %s since %.1f s",
+                wait.job, wait.what, wait.shard, ", ".join(wait.waiting_for), wait.seconds,
+            )  # fmt: skip
+        return set(long)
 
     # --- what the connections call
 
@@ -224,6 +288,8 @@ class Server:
             return self._shard.arrays_for_push(connection.session, request)
         if kind is Init:
             return self._shard.arrays_for_init(connection.session, request)
+        if kind is Announce or kind is ShardBeat:
+            return [_document(request)]
         return ()
 
     def handle(self, connection: Connection, request_id: int, request: Any, arrays: Sequence[Array]) -> None:
@@ -244,8 +310,12 @@ class Server:
                 self._shard.init(call, session, request, arrays)
             case Hello():
                 self._hello(call, session, request)
-            case Epoch():
-                self._follow(call, request)
+            case Ping():
+                call.reply(Empty())
+            case Announce() | Decide():
+                self._follow(call, request, arrays)
+            case ShardBeat() | Ended():
+                self._hear(call, request, arrays)
             case _:
                 self._coordinate(call, session, request)
 
@@ -261,12 +331,7 @@ class Server:
     def lost(self, connection: Connection) -> None:
         """Forget a connection."""
         self._connections.discard(connection)
-        if connection is self._uplink:
-            if not self._stopping:
-                _log.error("the coordinator is gone")
-                self._joined = False
-                self.coordinator_lost.set()
-        elif self._coordinator is not None and not self._stopping:
+        if self._coordinator is not None and not self._stopping:
             self._coordinator.connection_lost(connection)
 
     # --- requests
@@ -281,30 +346,41 @@ class Server:
         call.connection.greeted = True
         session.job, session.worker, session.incarnation = request.job, request.worker, request.incarnation
         server = f"psserver/{protocol.__version__}"
+        if self._coordinator is not None:
+            self._coordinator.hello(session, call.connection)
         call.reply(Welcome(VERSION, server, self._number, self._shards, self._settings.max_frame))
 
-    def _follow(self, call: Call, request: Epoch) -> None:
-        if call.connection is not self._uplink:
-            raise BadRequest("epochs come from the coordinator", field="op", value=request.op)
-        self._shard.follow(request)
+    def _follow(self, call: Call, request: Announce | Decide, arrays: Sequence[Array]) -> None:
+        if self._uplink is None or not self._uplink.is_at(call.connection):
+            raise BadRequest("only the coordinator may say this", field="op", value=request.op)
+        if isinstance(request, Announce):
+            self._shard.follow(EPOCH.decode(arrays[0]))
+        else:
+            self._shard.decide(request)
+        call.reply(Empty())
+
+    def _hear(self, call: Call, request: ShardBeat | Ended, arrays: Sequence[Array]) -> None:
+        if self._coordinator is None:
+            raise _not_the_coordinator(request.op)
+        links = self._coordinator.links
+        if isinstance(request, ShardBeat):
+            links.heartbeat(call.connection, WAITS.decode(arrays[0]).waits)
+        else:
+            self._coordinator.ended(links.number_of(call.connection), request)
         call.reply(Empty())
 
     def _coordinate(self, call: Call, session: Session, request: Any) -> None:
         coordinator = self._coordinator
         if coordinator is None:
-            raise BadRequest(
-                "this server is not the coordinator; ask the one that the workers were given",
-                field="op",
-                value=request.op,
-            )
-        if isinstance(request, _WAIT_FOR_READY) and not coordinator.ready.is_set():
+            raise _not_the_coordinator(request.op)
+        if isinstance(request, _WAIT_FOR_READY) and not coordinator.links.ready.is_set():
             self._spawn(call.answer_with(self._when_ready(coordinator, call, session, request)))
         else:
             _ask(coordinator, call, session, request)
 
     @staticmethod
     async def _when_ready(coordinator: Coordinator, call: Call, session: Session, request: Any) -> None:
-        await coordinator.ready.wait()
+        await coordinator.links.ready.wait()
         if call.connection.is_open:  # who has gone away meanwhile must not become a member
             _ask(coordinator, call, session, request)
 
@@ -325,7 +401,25 @@ class Server:
         if self._coordinator is not None:
             for state, count in self._coordinator.worker_states().items():
                 found["psserver_workers", (("state", state),)] = count
+            for job_name, worker, lag, speed in self._coordinator.workers_at_work():
+                if worker < _NAMED_WORKERS and job_name in self._shard.jobs:
+                    labels = (("job", self._shard.jobs[job_name].label), ("worker", str(worker)))
+                    found["psserver_worker_lag_steps", labels] = lag
+                    found["psserver_worker_examples_per_second", labels] = speed
         return found
+
+
+def _not_the_coordinator(op: str) -> BadRequest:
+    return BadRequest(
+        "this server is not the coordinator; ask the one that the workers were given", field="op", value=op
+    )
+
+
+def _document(request: Announce | ShardBeat) -> Array:
+    """Return where the one document that such a request carries goes."""
+    if len(request.tensors) != 1 or request.tensors[0].dtype != "uint8" or request.tensors[0].elements > MOST:
+        raise BadTensor(f"expected one document of at most {MOST} bytes", field="tensors", value=request.op)
+    return np.empty(request.tensors[0].elements, np.uint8)
 
 
 class _TurnedAway(asyncio.Protocol):
@@ -362,6 +456,8 @@ def _ask(coordinator: Coordinator, call: Call, session: Session, request: Any) -
         case Status():
             coordinator.status(call, request)
         case JoinShard():
-            coordinator.join_shard(call, request)
+            coordinator.links.join(call, request)
+        case Set():
+            coordinator.change(call, request)
         case _:
             raise AssertionError(f"no answer is known to {request.op}")

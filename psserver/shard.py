@@ -7,35 +7,38 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 
 from protocol.buffers import BufferPool
 from protocol.connection import Array
-from protocol.errors import BadRequest, BadTensor, NotAMember, SpecMismatch, UnknownJob, UnknownTensor
+from protocol.errors import BadRequest, BadTensor, PSError, SpecMismatch, UnknownJob
 from protocol.frames import MAX_HEADER
 from protocol.messages import (
+    Decide,
     Empty,
+    Ended,
     Epoch,
     Init,
-    Member,
     Pull,
     Pulled,
     Pushed,
     PushPull,
     Step,
 )
+from protocol.sequences import fingerprint_of_push
 from protocol.status import Wait
 from protocol.tensors import DTYPES, Part
 from psserver.call import Call
-from psserver.consistency import StepBarrier
+from psserver.jobs import JobStore, Reader, Session, fenced
 from psserver.metrics import ServerMetrics
+from psserver.sequences import Outcome
+from psserver.steps import Steps
 from psserver.store.arithmetic import INLINE, THREADS
 from psserver.store.dense import DenseBlock, check_spec
 
-__all__ = ["JobStore", "Session", "Shard", "Spawn"]
+__all__ = ["NAMED", "Report", "Shard", "Spawn"]
 
 _RETAIN: Final = 2 * 1024**3
 """Idle bytes kept for the gradients to come: one frame of the default limit, twice."""
@@ -46,46 +49,12 @@ _LABELLED_JOBS: Final = 100
 _PART_OVERHEAD: Final = 32
 """Bytes of a tensor in a reply's header beside its name and dtype, and of all else there: at most so many."""
 
+NAMED: Final = 16
+"""Workers that a wait names at most."""
+
 Spawn = Callable[[Coroutine[Any, Any, None]], object]
-
-
-@dataclass(slots=True)
-class Session:
-    """What a connection has said about itself, and what it saw last."""
-
-    job: str | None = None
-    worker: int | None = None
-    incarnation: int | None = None
-    seen: int = 0
-
-
-@dataclass(slots=True)
-class JobStore:
-    """One job's namespace on this shard."""
-
-    name: str
-    label: str  # the name in metrics, or "other"
-    barrier: StepBarrier | None  # None: asynchronous
-    epoch: int = 0
-    members: dict[int, Member] = field(default_factory=dict)
-    blocks: dict[str, DenseBlock] = field(default_factory=dict)
-    updates: int = 0
-    waiting: list[tuple[Call, Sequence[str], float]] = field(default_factory=list)
-    committing: bool = False
-
-    def block(self, name: str) -> DenseBlock:
-        """Return this shard's block of a tensor, or raise ``UnknownTensor``."""
-        try:
-            return self.blocks[name]
-        except KeyError:
-            raise UnknownTensor(
-                "this shard has no block of a tensor of that name; create it first", field="name", value=name
-            ) from None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of parameters."""
-        return sum(block.values.nbytes for block in tuple(self.blocks.values()))
+Report = Callable[[Ended], None]
+"""Tells the coordinator who has ended a synchronous step here."""
 
 
 def _expect_overflow() -> None:
@@ -99,15 +68,27 @@ class Shard:
     Args:
         metrics: where updates, waits and staleness are counted.
         spawn: runs a coroutine in a task that somebody awaits.
+        report: tells the coordinator who has ended a step.
         clock: seconds, monotonic.
+
+    Attributes:
+        jobs: by name.
+        number: this shard's, for the status.
     """
 
     def __init__(
-        self, metrics: ServerMetrics, spawn: Spawn, clock: Callable[[], float] = time.monotonic
+        self,
+        metrics: ServerMetrics,
+        spawn: Spawn,
+        report: Report,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.jobs: dict[str, JobStore] = {}
+        self.number = 0
+        self._steps: dict[str, Steps] = {}
         self._metrics = metrics
         self._spawn = spawn
+        self._report = report
         self._clock = clock
         self._pool = BufferPool(_RETAIN)
         _expect_overflow()
@@ -117,30 +98,70 @@ class Shard:
         """End the threads."""
         self._threads.shutdown()
 
-    # --- membership
+    # --- what the coordinator says
 
     def follow(self, epoch: Epoch) -> None:
         """Take a job's new epoch; an older one than known is ignored."""
-        job = self.jobs.get(epoch.job)
-        if job is None:
-            barrier = StepBarrier() if epoch.staleness == 0 else None
-            label = epoch.job if len(self.jobs) < _LABELLED_JOBS else "other"
-            job = self.jobs[epoch.job] = JobStore(epoch.job, label, barrier)
+        job = self.jobs.get(epoch.job) or self._new_job(epoch.job)
+        steps = self._steps[job.name]
         if epoch.number <= job.epoch:
+            self._report_ended(job, steps, also_none=True)  # our report may have been lost with a link
             return
-        job.epoch = epoch.number
-        job.members = {member.worker: member for member in epoch.members}
-        if job.barrier is not None:
-            job.barrier.set_members(epoch.members, epoch.lost)
-            self._settle_step(job, job.barrier)
+        kept_steps, since = job.clocks.staleness == 0, job.clocks.since
+        for worker in job.follow(epoch):
+            steps.drop(worker)
+        if epoch.staleness == 0 or kept_steps:
+            steps.begin_at(epoch.since)
+        if kept_steps and (epoch.staleness or epoch.since > since):
+            self._spawn(self._flush(job, steps))
+        elif epoch.staleness == 0 and not kept_steps:
+            for worker in job.clocks.ahead_of(epoch.since):
+                steps.ended_before(worker)
+        self._release(job)
+        self._report_ended(job, steps, also_none=True)  # who is out may have been the only one
+
+    def _new_job(self, name: str) -> JobStore:
+        label = name if len(self.jobs) < _LABELLED_JOBS else "other"
+        job = self.jobs[name] = JobStore(name, label)
+        self._steps[name] = Steps(job, self._metrics, self._threads, self._send, self._clock)
+        return job
+
+    async def _flush(self, job: JobStore, steps: Steps) -> None:
+        await steps.flush()
+        self._release(job)
+
+    def decide(self, decision: Decide) -> None:
+        """Take a decision about a synchronous step."""
+        job = self.jobs.get(decision.job)
+        if job is None:
+            raise UnknownJob("no epoch of this job was announced", field="job", value=decision.job)
+        steps = self._steps[job.name]
+        if steps.decide(decision):
+            self._spawn(self._settle(job, steps))
+
+    async def _settle(self, job: JobStore, steps: Steps) -> None:
+        await steps.settle()
+        self._release(job)
+        self._report_ended(job, steps)
+
+    def report_all(self) -> None:
+        """Tell the coordinator, who may have missed it, who has ended the open steps."""
+        for name, job in self.jobs.items():
+            self._report_ended(job, self._steps[name], also_none=True)
+
+    def _report_ended(self, job: JobStore, steps: Steps, *, also_none: bool = False) -> None:
+        if job.clocks.staleness == 0:
+            ended = steps.ended()
+            if ended.workers or also_none:
+                self._report(ended)
 
     # --- before the payload
 
     def arrays_for_init(self, session: Session, request: Init) -> Sequence[Array]:
         """Return where the initial values go."""
         job = self._job(session)
-        self._check_worker(job, session)
-        check_spec(request.spec, averaged=job.barrier is not None)
+        job.worker(session)
+        check_spec(request.spec, averaged=job.clocks.staleness == 0)
         if len(request.tensors) != 1:
             raise BadTensor("one block is filled at a time", field="tensors", value=len(request.tensors))
         (part,) = request.tensors
@@ -157,9 +178,23 @@ class Shard:
     def arrays_for_push(self, session: Session, request: Step) -> Sequence[Array]:
         """Return where the gradients go; refuse what does not fit before anything is allocated."""
         job = self._job(session)
-        self._check_worker(job, session)
-        if job.barrier is not None:
-            job.barrier.check(session.worker or 0, request.step)
+        worker = job.worker(session)
+        numbered = job.sequences[worker]
+        new = numbered.is_new(request.seq)
+        refused = None if new else numbered.refused(request.seq)
+        if refused is not None:
+            raise refused
+        try:
+            self._check_push(job, request)
+            if new and self._in_steps(job, request):
+                self._steps[job.name].check(worker, request.step)
+        except PSError as error:
+            if new:
+                numbered.refuse(error)
+            raise
+        return self._allocate(request.tensors)
+
+    def _check_push(self, job: JobStore, request: Step) -> None:
         seen = set()
         for part in request.tensors:
             block = job.block(part.name)
@@ -174,7 +209,8 @@ class Shard:
             seen.add(part.name)
         if type(request) is PushPull:
             _check_names(job, request.names)
-        return self._allocate(request.tensors)
+        if not request.weight and request.tensors:
+            raise BadRequest("weight 0 is for a step with nothing in it", field="weight", value=0)
 
     # --- requests
 
@@ -200,19 +236,31 @@ class Shard:
         call.reply(Empty())
 
     def pull(self, call: Call, session: Session, request: Pull) -> None:
-        """Send blocks."""
+        """Send blocks; to a worker when it may read in its step."""
         job = self._job(session)
         _check_names(job, request.names)
-        self._send(call, job, session, request.names)
+        member = job.clocks.members.get(-1 if session.worker is None else session.worker)
+        if member is None or member.incarnation != session.incarnation:
+            self._send(call, job, session, request.names, None)
+        else:
+            self._send_when_readable(call, job, session, member.worker, request.names)
 
     def push(self, call: Call, session: Session, request: Step, arrays: Sequence[Array]) -> None:
-        """Apply gradients, or count them into the open step."""
+        """Apply gradients, or count them into a step; a retry is only answered."""
         job = self._job(session)
-        # The payload took its time: the worker may be out by now, or the step over.
-        self._check_worker(job, session)
-        if job.barrier is not None:
-            job.barrier.check(session.worker or 0, request.step)
-            self._spawn(call.answer_with(self._contribute(call, job, job.barrier, session, request, arrays)))
+        worker = job.worker(session)  # the payload took its time: it may be out by now
+        numbered = job.sequences[worker]
+        fingerprint = fingerprint_of_push(request, arrays)
+        if not numbered.is_new(request.seq):
+            answer, outcome = numbered.retry(request.seq, fingerprint, call)
+            self._metrics.duplicates += 1
+            if answer:
+                self._answer_again(call, job, session, request, outcome)
+            return
+        numbered.admit(fingerprint, call)
+        call.admitted(numbered, request.seq)
+        if self._in_steps(job, request):
+            self._spawn(call.answer_with(self._contribute(call, job, session, worker, request, arrays)))
             return
         blocks = [job.block(part.name) for part in request.tensors]
         if sum(array.nbytes for array in arrays) > INLINE or any(b.lock.locked() for b in blocks):
@@ -220,6 +268,34 @@ class Shard:
             return
         fresh = [block.next_version(array) for block, array in zip(blocks, arrays, strict=True)]
         self._applied(call, job, session, request, blocks, fresh)
+
+    @staticmethod
+    def _in_steps(job: JobStore, request: Step) -> bool:
+        """Return whether a push waits for its step's end, rather than being applied at once."""
+        return job.clocks.in_lockstep(request.step)
+
+    def _answer_again(
+        self, call: Call, job: JobStore, session: Session, request: Step, outcome: Outcome
+    ) -> None:
+        if isinstance(outcome, PSError):
+            call.fail(outcome)
+        elif outcome is not None:
+            call.reply(outcome)
+        elif type(request) is PushPull:
+            self._send(call, job, session, request.names, None)
+
+    async def _contribute(
+        self,
+        call: Call,
+        job: JobStore,
+        session: Session,
+        worker: int,
+        request: Step,
+        arrays: Sequence[Array],
+    ) -> None:
+        steps = self._steps[job.name]
+        await steps.contribute(call, session, worker, request, arrays)
+        self._report_ended(job, steps)
 
     async def _apply_later(
         self,
@@ -237,6 +313,7 @@ class Shard:
                 await block.next_version_in_threads(array, self._threads)
                 for block, array in zip(blocks, arrays, strict=True)
             ]
+            job.worker(session)  # nothing of a worker is applied once it is out
             self._applied(call, job, session, request, blocks, fresh)
 
     def _applied(
@@ -251,89 +328,70 @@ class Shard:
         """Swap in what was computed, all of it or, had one failed, nothing."""
         for block, values in zip(blocks, fresh, strict=True):
             block.swap(values)
-        self._metrics.staleness.observe(float(job.updates - session.seen))
+        self._metrics.updates_missed.observe(float(job.updates - session.seen))
         job.updates += 1
         session.seen += 1  # its own update is none that it has not seen
         self._metrics.updates[job.label] += 1
         if type(request) is PushPull:
-            self._send(call, job, session, request.names)
+            self._end_step(call, job, session, request)
         else:
             call.reply(Pushed(job.updates))
 
-    # --- synchronous steps
+    def _end_step(self, call: Call, job: JobStore, session: Session, request: PushPull) -> None:
+        worker, clocks = session.worker or 0, job.clocks
+        clocks.ended(worker, request.step)
+        self._metrics.staleness.observe(float(clocks.lead(worker)))
+        if job.readers:
+            self._release(job)
+        if request.step < clocks.since:  # under another staleness: nobody is held to it
+            self._send(call, job, session, request.names, None)
+        else:
+            self._send_when_readable(call, job, session, worker, request.names)
 
-    async def _contribute(
-        self,
-        call: Call,
-        job: JobStore,
-        barrier: StepBarrier,
-        session: Session,
-        request: Step,
-        arrays: Sequence[Array],
+    # --- who has to wait for others
+
+    def _may_read(self, job: JobStore, worker: int) -> bool:
+        if job.clocks.staleness == 0:
+            return job.clocks.clock(worker) <= self._steps[job.name].clock
+        return job.clocks.may_read(worker)
+
+    def _send_when_readable(
+        self, call: Call, job: JobStore, session: Session, worker: int, names: Sequence[str]
     ) -> None:
-        blocks = [job.block(part.name) for part in request.tensors]
-        for block, array in zip(blocks, arrays, strict=True):
-            await block.check(array, self._threads)
-        ends = type(request) is PushPull
-        now = self._clock()
-        barrier.begin(session.worker or 0, request.step, ends=ends, now=now)
-        try:
-            for block, array in zip(blocks, arrays, strict=True):
-                async with block.lock:
-                    await block.contribute(array, request.weight, self._threads)
-        finally:
-            barrier.added()
-        if type(request) is PushPull:
-            job.waiting.append((call, request.names, now))
+        if self._may_read(job, worker):
+            self._send(call, job, session, names, None)
         else:
-            call.reply(Pushed(job.updates))
-        self._settle_step(job, barrier)
+            job.readers.append(Reader(call, session, worker, names, self._clock()))
 
-    def _settle_step(self, job: JobStore, barrier: StepBarrier) -> None:
-        """Release the waiting workers if the open step is complete, or will never be."""
-        if barrier.failed:
-            waiting, job.waiting = job.waiting, []
-            for call, _, _ in waiting:
-                call.fail(barrier.failure())
-        elif barrier.complete and not job.committing:
-            job.committing = True
-            self._spawn(self._commit(job, barrier))  # no gradient comes before the workers are answered
-
-    async def _commit(self, job: JobStore, barrier: StepBarrier) -> None:
-        """Apply the open step's means, all of them or none, and answer who waits for it."""
-        waiting, job.waiting = job.waiting, []
-        blocks = tuple(job.blocks.values())  # others may be made meanwhile
-        try:
-            fresh = [(block, await block.after_step(self._threads)) for block in blocks]
-        except Exception as error:
-            for block in blocks:
-                block.drop_step()
-            barrier.reopen()
-            for call, _, _ in waiting:
-                call.fail_with(error)
-            return
-        finally:
-            job.committing = False
-        for block, values in fresh:
-            if values is not None:
-                block.swap(values)
-        barrier.advance()
-        job.updates += 1
-        self._metrics.updates[job.label] += 1
+    def _release(self, job: JobStore) -> None:
+        """Answer those who need not wait any longer."""
+        readers, job.readers = job.readers, []
         now = self._clock()
-        for call, names, since in waiting:
-            self._metrics.barrier_wait.observe(now - since)
-            try:
-                self._send(call, job, None, names)
-            except Exception as error:
-                call.fail_with(error)  # the others are answered all the same
+        for reader in readers:
+            member = job.clocks.members.get(reader.worker)
+            if member is None or member.incarnation != reader.session.incarnation:
+                reader.call.fail(fenced(reader.worker))
+            elif not self._may_read(job, reader.worker):
+                job.readers.append(reader)
+            else:
+                self._metrics.barrier_wait.observe(now - reader.since)
+                job.longest_wait = max(job.longest_wait, now - reader.since)
+                try:
+                    self._send(reader.call, job, reader.session, reader.names, None)
+                except Exception as error:
+                    reader.call.fail_with(error)  # the others are answered all the same
 
-    def wait(self, name: str) -> Wait | None:
-        """Return for whom a synchronous job waits, if for anybody."""
-        barrier = self.jobs[name].barrier if name in self.jobs else None
-        if barrier is None or barrier.since is None:
-            return None
-        return Wait(barrier.clock, barrier.waiting_for(), self._clock() - barrier.since)
+    def waits(self) -> list[Wait]:
+        """Return who keeps whom waiting here because of bounded staleness."""
+        return [self._wait(job) for job in self.jobs.values() if job.readers and job.clocks.staleness]
+
+    def _wait(self, job: JobStore) -> Wait:
+        clocks = job.clocks
+        furthest = max(clocks.clock(reader.worker) for reader in job.readers)
+        names = clocks.behind(furthest)
+        since = min(reader.since for reader in job.readers)
+        what = f"step {clocks.slowest}"
+        return Wait(job.name, self.number, what, len(job.readers), names[:NAMED], self._clock() - since)
 
     # --- pieces of the above
 
@@ -343,25 +401,17 @@ class Shard:
             raise UnknownJob("join or attach to a job first", field="job", value=session.job)
         return job
 
-    def _check_worker(self, job: JobStore, session: Session) -> None:
-        member = job.members.get(-1 if session.worker is None else session.worker)
-        if member is None or member.incarnation != session.incarnation:
-            reason = (
-                "this connection only observes; join the job to push"
-                if session.worker is None
-                else "the worker has left, or was replaced by a later one of its name"
-            )
-            raise NotAMember(reason, field="worker", value=session.worker)
-
     def _allocate(self, parts: Sequence[Part]) -> Sequence[Array]:
         return [self._pool.empty(part.elements, DTYPES[part.dtype]) for part in parts]
 
-    def _send(self, call: Call, job: JobStore, session: Session | None, names: Sequence[str]) -> None:
+    def _send(
+        self, call: Call, job: JobStore, session: Session | None, names: Sequence[str], clock: int | None
+    ) -> None:
         blocks = [job.block(name) for name in names]
         parts = tuple([Part(b.name, b.spec.dtype, b.values.size) for b in blocks])
         if session is not None:
             session.seen = job.updates
-        call.reply(Pulled(job.updates, parts), [block.values for block in blocks])
+        call.reply(Pulled(job.updates, parts, clock), [block.values for block in blocks])
 
 
 def _check_names(job: JobStore, names: Sequence[str]) -> None:

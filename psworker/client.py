@@ -9,24 +9,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+import math
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final, overload
+from functools import partial
+from typing import Any, Final, NamedTuple, overload
 
 import numpy.typing as npt
 
 import protocol
 from protocol.addresses import split_address
 from protocol.buffers import BufferPool
-from protocol.connection import Connection, Traffic
-from protocol.documents import CATALOGUE, STATUS
-from protocol.errors import BadRequest, NotFinite, PSError, Unreachable
+from protocol.connection import Answer, Traffic, check_length
+from protocol.documents import CATALOGUE
+from protocol.errors import BadRequest, Fenced, NotFinite, PSError
 from protocol.frames import VERSION
 from protocol.messages import (
     Attach,
     Attached,
+    Beat,
     Block,
     Create,
     Created,
@@ -46,17 +49,17 @@ from protocol.messages import (
     Pull,
     Push,
     PushPull,
+    Request,
     Spec,
-    Status,
     TensorInfo,
+    check_weight,
 )
 from protocol.optimizers import SGD, Optimizer, spec_of
-from protocol.status import ClusterStatus
 from protocol.tensors import Part, all_finite, dtype_name
-from psworker.dialling import greet, reach
+from psworker.link import Link, Recovery
 from psworker.router import Outgoing, Pulls, as_tensor, plan_pull, plan_push
 
-__all__ = ["Client", "connect", "fetch_plan", "fetch_status"]
+__all__ = ["Client", "JoinSettings", "connect"]
 
 _log = logging.getLogger(__name__)
 
@@ -68,7 +71,21 @@ _RETAIN: Final = 1 << 30
 _DESCRIBED: Final = 100
 """Tensors named in one request, so that its header stays below the limit with the longest names."""
 
-_HEARTBEAT: Final = 1.0  # seconds
+_WATCH_EVERY: Final = 1.0  # seconds, for observers, who are told no heartbeat interval
+_GOODBYE_WITHIN: Final = 5.0  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class JoinSettings:
+    """How to take part in a job; see ``connect``. ``observe``: not as a worker."""
+
+    job: str | None
+    name: str | None = None
+    staleness: float | None = None
+    workers: int | None = None
+    backup_workers: int | None = None
+    observe: bool = False
+    plan: Plan | None = None
 
 
 @asynccontextmanager
@@ -79,21 +96,29 @@ async def connect(
     name: str | None = None,
     staleness: float | None = None,
     workers: int | None = None,
+    backup_workers: int | None = None,
     observe: bool = False,
-    reconnect_for: float = 5.0,
+    reconnect_for: float = 60.0,
     plan: Plan | None = None,
 ) -> AsyncIterator[Client]:
     """Join a job of a cluster as one of its workers, and leave it at the end.
+
+    Connections that break are made anew, and what was under way is sent again; it counts once. A worker that
+    is declared dead meanwhile has its calls refused with ``Fenced`` until it pulls again, which makes it join
+    again: nothing that its former self began is gone on with by mistake.
 
     Args:
         address: the coordinator's ``HOST:PORT``.
         job: the job's name; its tensors are its own. It is made if it does not exist. None: the only
             one that the cluster has.
         name: this worker's name, unique in the job; None: the coordinator gives one.
-        staleness: 0 (synchronous) or ``math.inf``; None: what the job has, or inf for a new one.
+        staleness: steps that a worker may be ahead of the slowest: 0 (synchronous) to ``math.inf``
+            (asynchronous); None: what the job has, or inf for a new one.
         workers: the job starts, and this returns, when so many have joined; None: what the job has, or 1.
+        backup_workers: at staleness 0, how many of the slowest workers' gradients a step does not wait for;
+            None: what the job has, or 0.
         observe: use an existing job without being one of its workers: pull, but not push.
-        reconnect_for: seconds to keep trying while no server answers.
+        reconnect_for: seconds to keep trying while a server does not answer.
         plan: the work on data that the coordinator hands out in chunks; for daemons.
 
     Raises:
@@ -101,87 +126,14 @@ async def connect(
         JobMismatch: the job exists with another staleness, number of workers or plan.
         PSError: any other reason for which the cluster refuses.
     """
-    host, port = split_address(address)
-    traffic = Traffic()
-    first = await reach(host, port, within=reconnect_for, traffic=traffic, rng=_jitter())
-    shards = [first]
+    settings = JoinSettings(job, name, staleness, workers, backup_workers, observe, plan)
+    client = Client(split_address(address), settings, reconnect_for)
     try:
-        if observe:
-            attached: Attached
-            attached, _ = await first.request(Attach(job))
-            client = Client(shards, traffic, job=attached.job, staleness=attached.staleness)
-            hello = Hello((VERSION,), f"psworker/{protocol.__version__}", attached.job)
-            addresses = attached.shards
-        else:
-            joined: Joined
-            joined, _ = await first.request(Join(job, name, staleness, workers, plan))
-            client = Client(shards, traffic, job=joined.job, staleness=joined.staleness, joined=joined)
-            identity = (joined.job, joined.worker, joined.incarnation)
-            hello = Hello((VERSION,), f"psworker/{protocol.__version__}", *identity)
-            addresses = joined.shards
-        heartbeat = asyncio.create_task(client._beat()) if not observe else None
-        try:
-            for other in addresses[1:]:
-                shards.append(await _greet_shard(other, hello, traffic))  # noqa: PERF401 (closed if one fails)
-            yield client
-        finally:
-            if heartbeat is not None:
-                heartbeat.cancel()
-                await asyncio.gather(heartbeat, return_exceptions=True)
-                await client._leave()
+        await client._enter()
+        yield client
     finally:
-        for connection in shards:
-            connection.close()
-        await asyncio.gather(*(connection.wait_closed() for connection in shards))
-
-
-async def _greet_shard(address: str, hello: Hello, traffic: Traffic) -> Connection:
-    try:
-        return await greet(*split_address(address), hello, traffic)
-    except OSError as error:
-        raise Unreachable(
-            f"a shard of the cluster does not answer: {error}", field="shard", value=address
-        ) from error
-
-
-async def fetch_plan(address: str, job: str | None, *, reconnect_for: float) -> Plan | None:
-    """Return the plan of a job, or of the only one there is with ``job`` None.
-
-    Raises:
-        Unreachable: nobody answers for ``reconnect_for`` seconds.
-        UnknownJob: there is no such job.
-    """
-    attached: Attached
-    attached, _ = await _ask(*split_address(address), Attach(job), within=reconnect_for)
-    return attached.plan
-
-
-async def fetch_status(host: str, port: int, *, within: float = 5.0) -> ClusterStatus:
-    """Return the state of the cluster whose coordinator is at ``host``:``port``.
-
-    Raises:
-        Unreachable: nobody answers for ``within`` seconds.
-        PSError: the server is not a coordinator.
-    """
-    _, (payload,) = await _ask(host, port, Status(), within=within)
-    return STATUS.decode(payload)
-
-
-async def _ask(
-    host: str, port: int, request: Attach | Status, *, within: float
-) -> tuple[Any, Sequence[Array]]:
-    """Ask a coordinator one thing, on a connection of its own."""
-    connection = await reach(host, port, within=within, traffic=Traffic(), rng=_jitter())
-    try:
-        return await connection.request(request)
-    finally:
-        connection.close()
-        await connection.wait_closed()
-
-
-def _jitter() -> random.Random:
-    """Return what spreads the attempts of many clients over time."""
-    return random.Random()  # noqa: S311 (no secret)
+        await client._leave()
+        await client._close()
 
 
 @dataclass(slots=True)
@@ -192,39 +144,176 @@ class Report:
     loss: float | None = None
 
 
+class _Numbered(NamedTuple):
+    """What one shard is to be sent; ``numbered`` makes it of its sequence number."""
+
+    shard: int
+    numbered: Callable[[int], Request]
+    arrays: Sequence[Array]
+    into: Sequence[Array] | None = None
+
+
 class Client:
     """A client's place in a job; made by ``connect``.
 
     Attributes:
         job: the job's name.
         name: this worker's name; "" for an observer.
-        staleness: the job's, 0 or ``math.inf``.
-        clock: the step that this worker is in, from 0.
+        staleness: the job's, as of the last heartbeat.
+        clock: the step that this worker is in.
         joined: what the coordinator said on joining; None for an observer.
         report: what the heartbeats say; a training loop keeps it up to date.
         traffic: bytes received and sent so far.
+        recovery: connections made anew and requests sent again so far.
     """
 
-    def __init__(
-        self,
-        shards: Sequence[Connection],
-        traffic: Traffic,
-        *,
-        job: str,
-        staleness: float,
-        joined: Joined | None = None,
-    ) -> None:
-        self.job = job
-        self.name = joined.name if joined else ""
-        self.staleness = staleness
-        self.clock = joined.clock if joined else 0
-        self.joined = joined
+    def __init__(self, coordinator: tuple[str, int], settings: JoinSettings, reconnect_for: float) -> None:
+        self.job = settings.job or ""
+        self.name = settings.name or ""
+        self.staleness = math.inf
+        self.clock = 0
+        self.joined: Joined | None = None
         self.report = Report()
-        self.traffic = traffic
-        self._shards = shards
+        self.traffic = Traffic()
+        self.recovery = Recovery()
+        self._settings = settings
+        self._reconnect_for = reconnect_for
+        self._coordinator = coordinator
+        self._links: list[Link] = []
+        self._token = secrets.token_hex(8)  # for a join that is tried again
+        self._beating: asyncio.Task[None] | None = None
+        self._beaten: Answer | None = None
+        self._work = 0  # leases and finishes numbered so far
+        self._leased: set[Leased] = set()  # by this incarnation
+        self._epoch = 0
+        self._fenced = False
+        self._idle = True  # nothing was pushed in this step yet
         self._tensors: dict[str, TensorInfo] = {}
         self._pool = BufferPool(_RETAIN)
         self._creating = asyncio.Lock()
+        self._joining = asyncio.Lock()
+
+    # --- joining and leaving
+
+    def _link(self, address: tuple[str, int], hello: Hello) -> Link:
+        return Link(address, hello, self.traffic, self.recovery, self._reconnect_for)
+
+    async def _enter(self) -> None:
+        self._links = [self._link(self._coordinator, _hello())]
+        await self._links[0].open()
+        if self._settings.observe:
+            attached: Attached
+            attached, _ = await self._links[0].send(Attach(self._settings.job))
+            self.job, self.staleness = attached.job, attached.staleness
+            await self._open_links(attached.shards, _hello(attached.job))
+        else:
+            await self._join()
+
+    async def _join(self) -> None:
+        """Become a worker, or a new incarnation of the one that this was."""
+        settings = self._settings
+        join = Join(
+            token=self._token,
+            job=self.job or None,
+            name=self.name or None,
+            staleness=settings.staleness,
+            workers=settings.workers,
+            backup_workers=settings.backup_workers,
+            plan=settings.plan,
+        )
+        joined: Joined
+        joined, _ = await self._links[0].send(join)
+        self.joined = joined
+        self.job, self.name, self.staleness = joined.job, joined.name, joined.staleness
+        self.clock, self._epoch, self._idle, self._work = joined.clock, joined.epoch, True, 0
+        self._leased.clear()
+        await self._open_links(joined.shards, _hello(joined.job, joined.worker, joined.incarnation))
+
+    async def _open_links(self, addresses: Sequence[str], hello: Hello) -> None:
+        self._links[0].hello = hello
+        others = [self._link(split_address(address), hello) for address in addresses[1:]]
+        self._links += others
+        if self._beating is None:  # now, for it may take its time until all links are open
+            self._beating = asyncio.create_task(self._beat())
+        await _settled(asyncio.ensure_future(link.open()) for link in others)
+
+    async def rejoin(self) -> None:
+        """Join again, as a new incarnation, if this worker was declared dead. ``pull`` and ``create`` do so.
+
+        Raises:
+            PSError: the cluster refuses, or is lost.
+        """
+        async with self._joining:
+            if self._fenced:
+                for link in self._links:
+                    link.fail(Fenced("this worker was declared dead", field="worker", value=self.name))
+                    await link.close()
+                await self._enter()
+                self._fenced = False
+                _log.warning("%s has joined job %s again", self.name, self.job)
+
+    async def _leave(self) -> None:
+        if self._beating is not None:
+            self._beating.cancel()
+            await asyncio.gather(self._beating, return_exceptions=True)
+        if self._fenced or self.joined is None:
+            return
+        try:
+            async with asyncio.timeout(_GOODBYE_WITHIN):
+                await self._send_heartbeat()
+                await self._links[0].send(Leave(self.clock))
+        except (TimeoutError, PSError) as error:
+            _log.debug("could not say goodbye: %s", error)
+
+    async def _close(self) -> None:
+        for link in self._links:
+            await link.close()
+
+    async def _beat(self) -> None:
+        """Tell the coordinator that this worker lives, and look after the links."""
+        while True:
+            if self.joined is not None and self._is_in() and (self._beaten is None or self._beaten.done()):
+                self._beaten = self._send_heartbeat()
+                self._beaten.add_done_callback(partial(self._heard, self.joined.incarnation))
+            interval = self.joined.heartbeat if self.joined else _WATCH_EVERY
+            for link in self._links:
+                link.watch(interval)
+            await asyncio.sleep(interval)
+
+    def _is_in(self) -> bool:
+        """Return whether the coordinator expects heartbeats; also while the links are being made anew."""
+        if self._joining.locked():
+            return self._links[0].hello.worker is not None
+        return not self._fenced
+
+    def _send_heartbeat(self) -> Answer:
+        report = self.report
+        loss = None if report.loss is None else float(report.loss)  # NumPy's numbers do not travel
+        return self._links[0].send(Heartbeat(self.clock, int(report.examples), loss))
+
+    def _heard(self, incarnation: int, answer: Answer) -> None:
+        """Act on the answer to a heartbeat."""
+        if answer.cancelled():
+            return
+        error = answer.exception()
+        if isinstance(error, Fenced):
+            self._note_fenced(error, incarnation)
+        elif isinstance(error, PSError):
+            for link in self._links:
+                link.fail(error)  # without a coordinator nothing can go on
+        elif error is None and self._is(incarnation):
+            beat: Beat = answer.result()[0]
+            if beat.epoch > self._epoch:
+                self._epoch, self.staleness = beat.epoch, beat.staleness
+                self.clock = max(self.clock, beat.since)
+
+    def _is(self, incarnation: int) -> bool:
+        return self.joined is not None and self.joined.incarnation == incarnation
+
+    def _note_fenced(self, error: Fenced, incarnation: int) -> None:
+        if not self._fenced and self._is(incarnation):
+            self._fenced = True
+            _log.warning("%s is out of job %s: %s", self.name, self.job, error.message)
 
     # --- tensors
 
@@ -250,22 +339,35 @@ class Client:
         optimizer = SGD() if optimizer is None else optimizer
         spec = Spec(dtype_name(array.dtype), array.shape, spec_of(optimizer))
         async with self._creating:  # asking again for what is being made would begin a new attempt
-            created: Created
-            created, _ = await self._shards[0].request(Create(name, spec))
-            if created.attempt is not None:
-                flat = array.reshape(-1)
-                attempt = created.attempt
-                await _all(self._init(name, spec, block, attempt, flat) for block in created.blocks)
-                await self._shards[0].request(Initialised(name, attempt))
+            await self._ready()
+            created = await self._create(name, spec, array.reshape(-1))
         self._tensors[name] = TensorInfo(name, spec, created.blocks)
 
-    async def _init(self, name: str, spec: Spec, block: Block, attempt: int, flat: Array) -> None:
+    async def _create(self, name: str, spec: Spec, flat: Array) -> Created:
+        """Make a tensor, and fill it if that is this client's part."""
+        while True:
+            created: Created
+            created, _ = await self._answer(self._links[0].send(Create(name, spec)))
+            attempt = created.attempt
+            if attempt is None:
+                return created
+            try:
+                await self._answers([self._init(name, spec, one, attempt, flat) for one in created.blocks])
+                await self._answer(self._links[0].send(Initialised(name, attempt)))
+            except BadRequest as error:
+                if error.field != "attempt":
+                    raise
+                continue  # a former try of ours has arrived late and begun another attempt
+            return created
+
+    def _init(self, name: str, spec: Spec, block: Block, attempt: int, flat: Array) -> Answer:
         part = Part(name, spec.dtype, block.stop - block.start)
         request = Init(name, spec, attempt, (part,))
-        await self._shards[block.shard].request(request, (flat[block.start : block.stop],))
+        return self._links[block.shard].send(request, (flat[block.start : block.stop],))
 
     async def tensors(self) -> dict[str, TensorInfo]:
         """Return what all tensors of the job are, by name."""
+        await self._ready()
         await self._describe(())
         return dict(self._tensors)
 
@@ -277,17 +379,21 @@ class Client:
         """Return the current values of one tensor, or of several by name, as read-only arrays.
 
         Each block is at one version; at staleness 0 all blocks are, else a tensor that is spread over
-        several shards may have one shard's block newer than another's.
+        several shards may have one shard's block newer than another's. At a staleness of k steps this waits
+        until nobody is more than k steps behind.
 
         Raises:
             UnknownTensor: nobody has created it.
         """
         if isinstance(names, str):
             return (await self.pull([names]))[names]
+        await self._ready()
         pulls = plan_pull(await self._infos(names), self._pool)
-        await _all(
-            self._shards[shard].request(Pull(tuple(wanted)), into=pulls.into[shard])
-            for shard, wanted in pulls.names.items()
+        await self._answers(
+            [
+                self._links[shard].send(Pull(tuple(wanted)), into=pulls.into[shard])
+                for shard, wanted in pulls.names.items()
+            ]
         )
         return _read_only(pulls)
 
@@ -295,6 +401,7 @@ class Client:
         """Have the server's optimizer apply ``gradients``; the arrays must not change meanwhile.
 
         At staleness 0 they are counted into this worker's step, which ``push_pull`` or ``step`` ends.
+        A call that is cancelled may take effect all the same: leave its arrays as they are.
 
         Args:
             gradients: by tensor name; dtype and shape are the tensor's.
@@ -303,12 +410,21 @@ class Client:
         Raises:
             UnknownTensor, BadTensor, NotFinite: a gradient is not usable. Nothing was changed.
             NotAMember: this client only observes.
+            BadRequest: the weight is not a finite number, at least 0.
+            Fenced: this worker was declared dead; what was not acknowledged may have been applied or not.
         """
+        check_weight(weight, "weight")  # before it has a number, which such a push would not use up
+        self._check_not_out()
         plan = plan_push(await self._infos(gradients), gradients)
-        await _all(
-            self._shards[shard].request(Push(tuple(out.parts), self.clock, weight), out.arrays)
-            for shard, out in plan.items()
+        self._check_not_out()
+        answers = self._send_all(
+            [
+                _Numbered(shard, partial(_push, tuple(out.parts), self.clock, weight), out.arrays)
+                for shard, out in plan.items()
+            ]
         )
+        self._idle = False
+        await self._answers(answers)
 
     async def push_pull(
         self,
@@ -320,7 +436,8 @@ class Client:
         """Push, end this worker's step, and return the new values: one round trip per shard.
 
         At staleness 0 this waits until all workers have ended the step; the values are those after their
-        gradients' weighted mean was applied.
+        gradients' weighted mean was applied. At a staleness of k steps it waits until nobody is more than k
+        steps behind.
 
         Args:
             gradients: as for ``push``; may be empty.
@@ -328,24 +445,39 @@ class Client:
             weight: as for ``push``.
 
         Raises:
-            PSError: as ``push`` and ``pull``; ``WorkerLost`` at staleness 0 if a worker is gone.
+            PSError: as ``push`` and ``pull``.
         """
-        # At staleness 0 every shard must learn that the step has ended, also those without a block.
-        everywhere = self.staleness == 0
-        several = everywhere and len(self._shards) > 1
-        plan = plan_push(await self._infos(gradients), gradients, also_elsewhere=several)
-        pulls = plan_pull(await self._infos(gradients if names is None else names), self._pool)
-        shards = range(len(self._shards)) if everywhere else sorted({*plan, *pulls.names})
-        nothing = Outgoing()
-        step = self.clock
-        requests = []
-        for shard in shards:
-            out = plan.get(shard, nothing)
-            request = PushPull(tuple(out.parts), tuple(pulls.names.get(shard, ())), step, weight)
-            into = pulls.into.get(shard, ())
-            requests.append(self._shards[shard].request(request, out.arrays, into))
-        await _all(requests)
-        self.clock = max(self.clock, step + 1)
+        check_weight(weight, "weight")
+        self._check_not_out()
+        infos = await self._infos(gradients)
+        wanted = await self._infos(gradients if names is None else names)
+        self._check_not_out()
+        # Every shard must learn that this step has ended, also those without a block: by the time that this
+        # arrives all may have to end steps together, though no heartbeat has told yet.
+        plan = plan_push(infos, gradients, also_elsewhere=len(self._links) > 1)
+        pulls = plan_pull(wanted, self._pool)
+        step, nothing = self.clock, Outgoing()
+        if self._idle and not gradients:
+            weight = 0.0
+        sent = []
+        for shard in range(len(self._links)):
+            out, names_there = plan.get(shard, nothing), tuple(pulls.names.get(shard, ()))
+            numbered = partial(_push_pull, tuple(out.parts), names_there, step, weight)
+            sent.append(_Numbered(shard, numbered, out.arrays, pulls.into.get(shard, ())))
+        answers = self._send_all(sent)
+        self._idle = True
+        try:
+            replies = await self._answers(answers)
+        except asyncio.CancelledError:
+            self.clock = max(self.clock, step + 1)  # the servers count the step as ended
+            raise
+        except NotFinite:
+            if self.staleness == 0 and all(
+                all_finite(array) for out in plan.values() for array in out.arrays
+            ):
+                self.clock = max(self.clock, step + 1)  # what all came to was not finite: the step is over
+            raise
+        self.clock = max(self.clock, step + 1, *(reply.clock or 0 for reply in replies))
         return _read_only(pulls)
 
     async def step(self) -> None:
@@ -356,17 +488,43 @@ class Client:
 
     async def lease(self, *, block: bool) -> Leased:
         """Ask for a chunk of data to work on; with ``block``, wait while there is none."""
+        self._check_not_out()
+        answer = self._links[0].send(Lease(self._work + 1, block))
+        self._work += 1
         leased: Leased
-        leased, _ = await self._shards[0].request(Lease(block))
+        leased, _ = await self._answer(answer)
+        if leased.kind in ("train", "evaluate"):
+            self._leased.add(leased)
         return leased
 
     async def finish(self, leased: Leased, examples: int, measures: Mapping[str, float]) -> None:
-        """Report a leased chunk as done, with means over its examples."""
+        """Report a leased chunk as done, with means over its examples.
+
+        Raises:
+            Fenced: it was leased by a former incarnation; others do it again.
+        """
+        self._check_not_out()
+        if leased not in self._leased:
+            raise Fenced(
+                "the chunk was leased before this worker joined again", field="chunk", value=leased.chunk
+            )
+        self._leased.discard(leased)
         means = tuple(Measure(name, value) for name, value in measures.items())
         work = (leased.kind, leased.epoch, leased.chunk)
-        await self._shards[0].request(Finish(*work, examples, means, part=leased.part))
+        finish = Finish(self._work + 1, *work, examples, means, leased.part)
+        answer = self._links[0].send(finish)
+        self._work += 1
+        await self._answer(answer)
 
     # --- pieces of the above
+
+    def _send_all(self, requests: Sequence[_Numbered]) -> list[Answer]:
+        """Send to each shard its share: to all of them or, if one share is too long to be sent, to none."""
+        if len(requests) > 1:
+            for one in requests:
+                if len(one.arrays) + len(one.into or ()) > _DESCRIBED:
+                    check_length(one.numbered(1 << 63))
+        return [self._links[one.shard].send_once(one.numbered, one.arrays, one.into) for one in requests]
 
     async def _infos(self, names: Iterable[str]) -> list[TensorInfo]:
         tensors = self._tensors
@@ -384,40 +542,64 @@ class Client:
         return [self._tensors[name] for name in names]
 
     async def _describe(self, names: tuple[str, ...]) -> None:
-        _, (payload,) = await self._shards[0].request(Describe(names))
+        _, (payload,) = await self._answer(self._links[0].send(Describe(names)))
         self._tensors |= {info.name: info for info in CATALOGUE.decode(payload).infos}
 
-    async def _beat(self) -> None:
-        """Tell the coordinator once a second that this worker lives."""
+    async def _ready(self) -> None:
+        """Join again if this worker is out."""
+        if self._fenced or self._joining.locked():
+            await self.rejoin()
+
+    def _check_not_out(self) -> None:
+        """Refuse to go on with what a former incarnation began."""
+        if self._fenced:
+            raise Fenced(
+                "this worker was declared dead; pull, which joins again, and go on from there",
+                field="worker",
+                value=self.name,
+            )
+
+    async def _answer(self, answer: Answer) -> tuple[Any, Sequence[Array]]:
+        incarnation = self.joined.incarnation if self.joined else 0
         try:
-            while True:
-                await self._send_heartbeat()
-                await asyncio.sleep(_HEARTBEAT)
-        except PSError as error:
-            _log.debug("heartbeats end: %s", error)
+            return await answer
+        except Fenced as error:
+            self._note_fenced(error, incarnation)
+            raise
 
-    async def _send_heartbeat(self) -> None:
-        report = self.report
-        await self._shards[0].request(Heartbeat(self.clock, report.examples, report.loss))
-
-    async def _leave(self) -> None:
+    async def _answers(self, answers: Sequence[Answer]) -> list[Any]:
+        """Await all ``answers`` and return the replies; raise the first error when every one has ended."""
+        incarnation = self.joined.incarnation if self.joined else 0
         try:
-            await self._send_heartbeat()
-            await self._shards[0].request(Leave(self.clock))
-        except PSError as error:
-            _log.debug("could not say goodbye: %s", error)
+            if len(answers) == 1:  # the usual case
+                return [(await answers[0])[0]]
+            return [reply for reply, _ in await _settled(answers)]
+        except Fenced as error:
+            self._note_fenced(error, incarnation)
+            raise
 
 
-async def _all(requests: Iterable[Any]) -> None:
-    """Await all ``requests``; raise the first error when every one has ended."""
-    requests = list(requests)
-    if len(requests) == 1:  # the usual case, without the cost of a task
-        await requests[0]
-        return
-    results = await asyncio.gather(*requests, return_exceptions=True)
+async def _settled(futures: Iterable[asyncio.Future[Any]]) -> list[Any]:
+    """Return the results of all ``futures``; raise the first error when every one has ended."""
+    results = await asyncio.gather(*futures, return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException):
             raise result
+    return results
+
+
+def _hello(job: str | None = None, worker: int | None = None, incarnation: int | None = None) -> Hello:
+    return Hello((VERSION,), f"psworker/{protocol.__version__}", job, worker, incarnation)
+
+
+def _push(parts: tuple[Part, ...], step: int, weight: float, seq: int) -> Request:
+    return Push(parts, step, seq, weight)
+
+
+def _push_pull(
+    parts: tuple[Part, ...], names: tuple[str, ...], step: int, weight: float, seq: int
+) -> Request:
+    return PushPull(parts, names, step, seq, weight)
 
 
 def _read_only(pulls: Pulls) -> dict[str, Array]:

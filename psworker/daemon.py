@@ -21,7 +21,8 @@ from protocol.errors import (
 )
 from protocol.messages import Plan
 from protocol.optimizers import Optimizer, OptimizerSpec, Setting, optimizer_from_spec
-from psworker.client import Client, connect, fetch_plan
+from psworker.asking import fetch_plan
+from psworker.client import Client, connect
 from psworker.data import Source, open_source
 from psworker.errors import DataError, JobError
 from psworker.job import Job, OptimizerSettings, difference, job_from_json, job_to_json
@@ -74,10 +75,12 @@ async def work(settings: WorkerSettings, metrics: WorkerMetrics) -> None:
             name=settings.name,
             staleness=job.train.staleness,
             workers=job.train.workers,
+            backup_workers=job.train.backup_workers,
             reconnect_for=settings.reconnect_for,
             plan=plan,
         ) as client:
             _log.info("%s works on job %s", client.name, job.name)
+            metrics.recovery = client.recovery
             await _train(client, model, source, job, optimizer, metrics)
             if client.report.examples:
                 _log.info("%s is done after %d steps", client.name, client.clock)

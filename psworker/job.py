@@ -65,15 +65,17 @@ class DataSettings:
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
-    """How to train. `staleness` is 0 (synchronous) or `math.inf` (asynchronous).
+    """How to train. `staleness` is 0 (synchronous), a number of steps, or `math.inf` (asynchronous).
 
-    The job starts when `workers` workers have joined.
+    The job starts when `workers` workers have joined. At staleness 0, a step does not wait for the gradients
+    of the slowest `backup_workers`.
     """
 
     epochs: int = 5
     batch_size: int = 64
     staleness: float = math.inf
     workers: int = 1
+    backup_workers: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +143,7 @@ def job_to_json(job: Job) -> str:
             "batch-size": job.train.batch_size,
             "staleness": "inf" if math.isinf(job.train.staleness) else int(job.train.staleness),
             "workers": job.train.workers,
+            "backup-workers": job.train.backup_workers,
         },
         "optimizer": {"name": job.optimizer.name, **_kebab(job.optimizer.settings)},
         "eval": {
@@ -337,11 +340,11 @@ def _partition(value: object) -> str:
 
 
 def _staleness(value: object) -> float:
-    if isinstance(value, bool) or value not in (0, "inf", math.inf):
-        raise ValueError(
-            '0 (synchronous) or "inf" (asynchronous); a bounded staleness of k steps does not exist yet'
-        )
-    return math.inf if value else 0.0
+    if value in ("inf", math.inf):
+        return math.inf
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31:
+        raise ValueError('0 (synchronous), a number of steps that a worker may be ahead, or "inf"')
+    return float(value)
 
 
 def _every(value: object) -> int:
@@ -384,6 +387,7 @@ _KEYS: dict[str, dict[str, _Parser]] = {
         "batch-size": _integer(1),
         "staleness": _staleness,
         "workers": _integer(1),
+        "backup-workers": _integer(0, 2**20),
     },
     "optimizer": {"name": _text},
     "eval": {"every": _every, "holdout": _holdout},

@@ -15,6 +15,10 @@ from prometheus_client import (
     PlatformCollector,
     ProcessCollector,
 )
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
+
+from psworker.link import Recovery
 
 __all__ = ["Phase", "WorkerMetrics"]
 
@@ -23,11 +27,17 @@ Phase = Literal["data", "pull", "compute", "push"]
 _SECONDS: Final = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 
-class WorkerMetrics:
-    """Counters of one worker, in a registry of their own."""
+class WorkerMetrics(Collector):
+    """Counters of one worker, in a registry of their own.
+
+    Attributes:
+        recovery: what the client counts.
+    """
 
     def __init__(self) -> None:
+        self.recovery = Recovery()
         self.registry = CollectorRegistry()
+        self.registry.register(self)
         self.examples = Counter("psworker_examples", "Training examples processed.", registry=self.registry)
         self.steps = Counter("psworker_steps", "Mini-batches processed.", registry=self.registry)
         self.loss = Gauge("psworker_loss", "Loss of the latest mini-batch.", registry=self.registry)
@@ -40,6 +50,12 @@ class WorkerMetrics:
         )
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """Yield what the client counts. Called from the thread that serves ``/metrics``."""
+        recovery = self.recovery
+        yield CounterMetricFamily("psworker_retries", "Requests sent again.", value=recovery.retries)
+        yield CounterMetricFamily("psworker_reconnects", "Connections made anew.", value=recovery.reconnects)
 
     @contextmanager
     def phase(self, phase: Phase) -> Iterator[None]:

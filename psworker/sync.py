@@ -75,8 +75,9 @@ def connect(
     name: str | None = None,
     staleness: float | None = None,
     workers: int | None = None,
+    backup_workers: int | None = None,
     observe: bool = False,
-    reconnect_for: float = 5.0,
+    reconnect_for: float = 60.0,
 ) -> Iterator[SyncClient]:
     """Join a job of a cluster; arguments and errors are those of ``psworker.client.connect``."""
     loop = _Loop()
@@ -87,6 +88,7 @@ def connect(
             name=name,
             staleness=staleness,
             workers=workers,
+            backup_workers=backup_workers,
             observe=observe,
             reconnect_for=reconnect_for,
         )
@@ -118,7 +120,7 @@ class SyncClient:
 
     @property
     def staleness(self) -> float:
-        """The job's, 0 or ``math.inf``."""
+        """The job's, as of the last heartbeat."""
         return self._client.staleness
 
     @property

@@ -2,12 +2,16 @@
 
 What overlaps: the next chunk is leased and read in a thread while this one is trained on; and, where
 the job is asynchronous, a mini-batch's push_pull is under way while the next one's gradient is computed
-on the parameters of the one before. At staleness 0 a step is computed on the latest parameters only.
+on the parameters of the one before. At a finite staleness a step is computed on the latest parameters only.
+
+A worker that was declared dead finds its calls refused. It joins again and goes on with other chunks: those
+that it had leased went to others.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -15,6 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from protocol.errors import Fenced
 from protocol.messages import Leased
 from protocol.optimizers import Optimizer
 from psworker.client import Client
@@ -76,17 +81,33 @@ class Trainer:
             DataError: a chunk cannot be read.
         """
         try:
-            for name, value in self._model.parameters().items():
-                await self._client.create(name, value, optimizer)
-                self._names = (*self._names, name)
-            await self._pull()
-            await self._work()
+            initial = self._model.parameters()
+            while True:
+                try:
+                    await self._client.rejoin()  # if it has to
+                    await self._begin(initial, optimizer)
+                    await self._work()
+                except Fenced:
+                    await self._drop_ahead()
+                else:
+                    return
         finally:
-            if self._ahead is not None:
-                self._ahead.cancel()
-                await asyncio.gather(self._ahead, return_exceptions=True)
+            await self._drop_ahead()
             self._reading.shutdown(wait=False, cancel_futures=True)
             self._computing.shutdown(wait=False, cancel_futures=True)
+
+    async def _begin(self, initial: Parameters, optimizer: Optimizer) -> None:
+        for name, value in initial.items():
+            if name not in self._names:
+                await self._client.create(name, value, optimizer)
+                self._names = (*self._names, name)
+        await self._pull()
+
+    async def _drop_ahead(self) -> None:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            ahead.cancel()
+            await asyncio.gather(ahead, return_exceptions=True)
 
     async def _work(self) -> None:
         while not self._stopped:
@@ -95,7 +116,7 @@ class Trainer:
             if leased.kind == "finished":
                 return
             if batch is None:
-                # At staleness 0 the others cannot go on without this worker: end the step with nothing.
+                # Where steps are counted the others wait for this worker: end the step with nothing.
                 with self._metrics.phase("push"):
                     self._parameters = await self._client.push_pull({}, self._names)
             elif leased.kind == "train":
@@ -111,7 +132,7 @@ class Trainer:
         leased, batch = await (self._fetch(block=False) if ahead is None else ahead)
         if leased.kind == "wait":
             # What was asked for early may have come up since; asynchronous workers wait for it.
-            leased, batch = await self._fetch(block=self._client.staleness != 0)
+            leased, batch = await self._fetch(block=self._client.staleness == math.inf)
         return leased, batch
 
     async def _fetch(self, *, block: bool) -> tuple[Leased, Batch | None]:
@@ -143,7 +164,7 @@ class Trainer:
                     self._parameters = await self._pushed(under_way)
                 push = self._client.push_pull(gradients, self._names, weight=len(batch))
                 under_way = asyncio.create_task(push)
-                if self._client.staleness == 0:
+                if self._client.staleness != math.inf:
                     self._parameters = await self._pushed(under_way)
                     under_way = None
                 total += loss * len(batch)

@@ -2,10 +2,10 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import msgpack
 import numpy as np
@@ -13,13 +13,21 @@ import numpy.typing as npt
 
 from protocol.connection import Connection, RefuseAll, Traffic, dial
 from protocol.frames import PRELUDE, VERSION, encode_prelude
-from protocol.messages import Hello
+from protocol.messages import Hello, Leave
 from protocol.status import ClusterStatus, JobStatus
 from protocol.tensors import write_buffers
+from psserver.membership import FailureSettings
 from psserver.server import Server, ServerSettings
-from psworker.client import Client, connect, fetch_status
+from psworker.asking import fetch_status
+from psworker.client import Client, connect
+from psworker.sync import SyncClient
+
+T = TypeVar("T")
 
 MAX_PAYLOAD = 1 << 30
+
+EAGER = FailureSettings(heartbeat=0.05, dead_after=0.3)
+"""For tests of who has gone, so that they are quick."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,20 +81,20 @@ async def running_cluster(
 class Elsewhere:
     """A cluster in a thread and an event loop of its own."""
 
-    def __init__(self, shards: int, started: int | None) -> None:
+    def __init__(self, shards: int, settings: dict[str, Any]) -> None:
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
         self._started = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(shards, started))
+        self._thread = threading.Thread(target=self._run, args=(shards, settings))
         self._thread.start()
         self._started.wait()
 
-    def _run(self, shards: int, started: int | None) -> None:
+    def _run(self, shards: int, settings: dict[str, Any]) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(self._serve(shards, started))
+            runner.run(self._serve(shards, settings))
 
-    async def _serve(self, shards: int, started: int | None) -> None:
-        async with running_cluster(shards, started) as self.cluster:
+    async def _serve(self, shards: int, settings: dict[str, Any]) -> None:
+        async with running_cluster(shards, **settings) as self.cluster:
             self._started.set()
             await self._stop.wait()
 
@@ -98,7 +106,11 @@ class Elsewhere:
         return self.until(lambda _: True)
 
     def until(self, condition: Callable[[ClusterStatus], bool]) -> ClusterStatus:
-        return asyncio.run_coroutine_threadsafe(self.cluster.until(condition), self._loop).result()
+        return self.run(self.cluster.until(condition))
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run ``work`` in the cluster's event loop and return its result."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def stop(self) -> None:
         if self._thread.is_alive():
@@ -107,12 +119,28 @@ class Elsewhere:
 
 
 @contextmanager
-def cluster_in_thread(shards: int = 1, started: int | None = None) -> Iterator[Elsewhere]:
-    cluster = Elsewhere(shards, started)
+def cluster_in_thread(shards: int = 1, **settings: Any) -> Iterator[Elsewhere]:
+    cluster = Elsewhere(shards, settings)
     try:
         yield cluster
     finally:
         cluster.stop()
+
+
+async def put_out(cluster: Cluster, client: Client | SyncClient) -> None:
+    """Say goodbye in the name of a worker that knows nothing of it: from now on it is fenced."""
+    joined = client.joined
+    assert joined is not None
+    async with connected(cluster.address, hello(joined.job, joined.worker, joined.incarnation)) as connection:
+        await connection.request(Leave(client.clock))
+
+
+async def holds(condition: Callable[[], bool]) -> None:
+    """Let the event loop turn until the condition holds."""
+    while True:
+        if condition():
+            return
+        await asyncio.sleep(0)
 
 
 @asynccontextmanager

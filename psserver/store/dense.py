@@ -1,4 +1,4 @@
-"""One shard's block of a dense tensor: the current version, and the gradients of the step under way.
+"""One shard's block of a dense tensor: the current version, and the mean of the gradients of a step.
 
 A version never changes. An update makes the next one in the gradient's own memory and swaps it in, so a
 pull that is still being sent keeps the version it began with, and nobody waits for its socket.
@@ -20,7 +20,7 @@ from protocol.tensors import DTYPES, all_finite
 from psserver.optimizers import update_of
 from psserver.store.arithmetic import INLINE, accumulate, apply, each_part, scale
 
-__all__ = ["DenseBlock", "check_spec"]
+__all__ = ["DenseBlock", "StepMean", "check_spec"]
 
 Array = npt.NDArray[Any]
 
@@ -55,7 +55,7 @@ class DenseBlock:
         lock: held by an update that is computed in threads.
     """
 
-    __slots__ = ("_update", "attempt", "lock", "name", "spec", "step_mean", "values", "version")
+    __slots__ = ("_update", "attempt", "lock", "name", "spec", "values", "version")
 
     def __init__(self, name: str, spec: Spec, values: Array, attempt: int) -> None:
         self.name = name
@@ -64,7 +64,6 @@ class DenseBlock:
         self.version = 0
         self.attempt = attempt
         self.lock = asyncio.Lock()
-        self.step_mean: StepMean | None = None
         self._update = update_of(optimizer_from_spec(spec.optimizer))
 
     def next_version(self, gradient: Array) -> Array:
@@ -99,28 +98,6 @@ class DenseBlock:
         if not finite:
             raise self._not_finite()
 
-    async def contribute(self, gradient: Array, weight: float, threads: Executor) -> None:
-        """Count ``gradient`` (checked) into the mean of the step under way. Needs the lock."""
-        if self.step_mean is None:
-            self.step_mean = StepMean(gradient, weight)
-        else:
-            await self.step_mean.add(gradient, weight, threads)
-
-    async def after_step(self, threads: Executor) -> Array | None:
-        """Return the values after the mean of the step's gradients, if there are any. Needs the lock.
-
-        Raises:
-            NotFinite: they would not all be finite; the step's gradients are dropped.
-        """
-        mean, self.step_mean = self.step_mean, None
-        if mean is None:
-            return None
-        return await self.next_version_in_threads(await mean.result(threads), threads)
-
-    def drop_step(self) -> None:
-        """Forget the gradients of the step under way."""
-        self.step_mean = None
-
     def _not_finite(self) -> NotFinite:
         return NotFinite(
             "NaN or infinity in the gradient or in the values it leads to; nothing was changed",
@@ -144,13 +121,19 @@ class StepMean:
 
     async def add(self, gradient: Array, weight: float, threads: Executor) -> None:
         """Count another gradient in; its memory is spoilt."""
-        ratio = weight / self._unit
+        await self._add(gradient, weight / self._unit, 1.0, threads)
+
+    async def merge(self, other: StepMean, threads: Executor) -> None:
+        """Count another mean's gradients in; it is spoilt."""
+        await self._add(other._sum, other._unit / self._unit, other._relative, threads)
+
+    async def _add(self, gradient: Array, ratio: float, count: float, threads: Executor) -> None:
         add = partial(accumulate, ratio=ratio)
         if gradient.nbytes <= INLINE:
             add(self._sum, gradient)
         else:
             await each_part(threads, add, self._sum, gradient)
-        self._relative += ratio
+        self._relative += ratio * count
 
     async def result(self, threads: Executor) -> Array:
         """Return the mean."""

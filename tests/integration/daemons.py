@@ -32,6 +32,11 @@ class Daemon:
         self._reader.join(10)
         return "".join(self._lines)
 
+    def log_so_far(self) -> str:
+        """Return what a daemon has logged until now."""
+        with self._changed:
+            return "".join(self._lines)
+
     def wait_for(self, text: str) -> str:
         """Return the first line that contains ``text``, as soon as it has been logged."""
 

@@ -1,5 +1,8 @@
 """Guarantee 6: synchronous training on a cluster equals one process on the same batches."""
 
+import os
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -80,3 +83,113 @@ def softmax_gradients(parameters: dict[str, np.ndarray], batch: Batch) -> dict[s
     chances[np.arange(len(batch)), batch.y.astype(int)] -= 1
     chances /= len(batch)
     return {"w": x.T @ chances, "b": chances.sum(axis=0)}
+
+
+FOLLOWED_MODEL = """
+import os, pathlib
+import numpy as np
+from psworker.models import SoftmaxRegression
+
+class Followed(SoftmaxRegression):
+    \"\"\"Softmax regression that keeps each batch with the parameters that it saw.\"\"\"
+
+    def gradients(self, parameters, batch):
+        directory = pathlib.Path(f"batches-{os.getpid()}")
+        directory.mkdir(exist_ok=True)
+        file = directory / f"{len(list(directory.iterdir())):06d}.npz"
+        np.savez(file.with_suffix(".tmp.npz"), x=batch.x, y=batch.y, w=parameters["w"], b=parameters["b"])
+        file.with_suffix(".tmp.npz").rename(file)
+        return super().gradients(parameters, batch)
+"""
+
+
+def test_staleness_0_stays_correct_while_workers_die_and_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every step is the mean over all batches that were computed on its parameters, on all servers alike."""
+    monkeypatch.chdir(tmp_path)
+    Path("followed.py").write_text(FOLLOWED_MODEL)
+    overrides = (
+        "job.name=followed", 'model.kind="followed:Followed"', "data.chunk-rows=50", "train.epochs=8",
+        "train.batch-size=25", 'eval.every="never"', "train.staleness=0", "optimizer.lr=0.5",
+    )  # fmt: skip
+    with LocalCluster(servers=2, workers=3, overrides=overrides) as cluster:
+        until_batches(tmp_path, 60)
+        victim = cluster.workers[1]
+        os.kill(victim.pid, signal.SIGKILL)
+        late = cluster.add_worker("late")
+        while any(worker.returncode is None for worker in cluster.workers):
+            time.sleep(0.02)
+        assert [worker.returncode for worker in cluster.workers] == [0, -signal.SIGKILL, 0, 0]
+        with connect(cluster.address, "followed", observe=True) as ps:
+            trained = ps.pull(["w", "b"])
+
+    steps = steps_by_parameters(tmp_path)
+    assert any(f"batches-{late.pid}" in batches for _, batches in steps.values()), "it came too late"
+    follow(steps, trained, killed=f"batches-{victim.pid}", lr=0.5)
+
+
+def until_batches(directory: Path, count: int) -> None:
+    while sum(1 for _ in directory.glob("batches-*/*.npz")) < count:
+        time.sleep(0.01)
+
+
+Parameters = dict[str, np.ndarray]
+Steps = dict[bytes, tuple[Parameters, dict[str, Batch]]]
+
+
+def steps_by_parameters(directory: Path) -> Steps:
+    """Return, for each version of the parameters, the batch that each worker computed on it."""
+    steps: Steps = {}
+    for file in directory.glob("batches-*/[0-9]*[0-9].npz"):
+        kept = np.load(file)
+        parameters = {"w": kept["w"], "b": kept["b"]}
+        key = kept["w"].tobytes() + kept["b"].tobytes()
+        batches = steps.setdefault(key, (parameters, {}))[1]
+        assert file.parent.name not in batches, "a worker saw one version twice"
+        batches[file.parent.name] = Batch(kept["x"], kept["y"])
+    return steps
+
+
+def follow(steps: Steps, trained: Parameters, *, killed: str, lr: float) -> None:
+    """Go from the initial to the trained parameters; only the killed one's last batch may be missing."""
+    left = dict(steps)
+    current = next(key for key, (parameters, _) in left.items() if not parameters["w"].any())
+    without_killed = 0
+    while left:
+        parameters, batches = left.pop(current)
+        targets = [trained, *(one for one, _ in left.values())]
+        after = next_version(parameters, batches, targets, lr)
+        if after is None:
+            assert killed in batches, "a step is not the mean of its batches"
+            without_killed += 1
+            after = next_version(parameters, {n: b for n, b in batches.items() if n != killed}, targets, lr)
+            assert after is not None, "a step is not the mean of its batches"
+        current = after["w"].tobytes() + after["b"].tobytes()
+    assert without_killed <= 1
+    assert current == trained["w"].tobytes() + trained["b"].tobytes()
+
+
+def next_version(
+    parameters: Parameters, batches: dict[str, Batch], versions: list[Parameters], lr: float
+) -> Parameters | None:
+    """Return the version that a step with these batches leads to, if there is one."""
+    if not batches:
+        return None
+    union = Batch(
+        np.concatenate([batch.x for batch in batches.values()]),
+        np.concatenate([batch.y for batch in batches.values()]),
+    )
+    gradients = softmax_gradients({n: v.astype(np.float64) for n, v in parameters.items()}, union)
+    for version in versions:
+        if all(
+            np.allclose(
+                version[name] - parameters[name].astype(np.float64),
+                -lr * gradients[name],
+                rtol=1e-3,
+                atol=1e-5 * np.abs(parameters[name]).max() + 1e-7,
+            )
+            for name in parameters
+        ):
+            return version
+    return None

@@ -8,7 +8,7 @@ import pytest
 
 from protocol.status import JobStatus
 from psctl import LocalCluster
-from psworker.client import fetch_status
+from psworker.asking import fetch_status
 from psworker.data import Source, open_source
 from psworker.job import load_job
 

@@ -128,10 +128,6 @@ class Watched(Connection):
         self.paused.set()
 
     @property
-    def received(self) -> int:
-        return self._traffic.received
-
-    @property
     def sent(self) -> int:
         return self._traffic.sent
 
@@ -150,11 +146,20 @@ class Link:
     server: Watched
     address: tuple[str, int]
     accepted: asyncio.Queue[Watched] = field(default_factory=asyncio.Queue)
+    ends: list[Watched] = field(default_factory=list)  # all that were made, to be closed at the end
 
     @property
     def echo(self) -> Echo:
         assert isinstance(self.server.handler, Echo)
         return self.server.handler
+
+    async def another(self) -> tuple[Watched, Watched]:
+        """Return a further client, and the server's end of its connection."""
+        _, client = await asyncio.get_running_loop().create_connection(
+            lambda: Watched(Echo(), server=False), *self.address
+        )
+        self.ends.append(client)
+        return client, await self.accepted.get()
 
     async def raw_client(self) -> tuple["Raw", Watched]:
         """Return a peer without any manners, and the server's end of its connection."""
@@ -202,21 +207,24 @@ def parts(arrays: Sequence[Array]) -> tuple[Part, ...]:
 async def linked() -> AsyncIterator[Link]:
     loop = asyncio.get_running_loop()
     accepted: asyncio.Queue[Watched] = asyncio.Queue()
+    ends: list[Watched] = []
 
     def accept() -> Watched:
         connection = Watched(Echo(), server=True)
+        ends.append(connection)
         accepted.put_nowait(connection)
         return connection
 
     listener = await loop.create_server(accept, "127.0.0.1", 0)
     address = listener.sockets[0].getsockname()
     _, client = await loop.create_connection(lambda: Watched(Echo(), server=False), *address)
+    ends.append(client)
     server = await accepted.get()
     try:
-        yield Link(client, server, address, accepted)
+        yield Link(client, server, address, accepted, ends)
     finally:
         listener.close()
-        for connection in (client, server):
+        for connection in ends:
             connection.abort()
             await connection.wait_closed()
 

@@ -2,6 +2,7 @@ import asyncio
 import gc
 import itertools
 import random
+import socket
 import tracemalloc
 import weakref
 from typing import Any
@@ -13,29 +14,44 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol import connection as module
-from protocol.connection import RefuseAll, Traffic, dial
+from protocol.connection import Pending, RefuseAll, Traffic, check_length, dial
 from protocol.errors import (
     BadFrame,
     BadRequest,
     BadTensor,
     ConnectionLost,
     FrameTooLarge,
+    NotFinite,
+    OutOfOrder,
     PSError,
+    ShuttingDown,
     VersionMismatch,
     WireError,
-    WorkerLost,
 )
 from protocol.frames import DIRECT, MAGIC, MAX_HEADER, PRELUDE, encode_prelude
-from protocol.messages import Lease, Pull, Pulled, Push, Pushed, PushPull, encode_reply
+from protocol.messages import (
+    Hello,
+    Lease,
+    Pull,
+    Pulled,
+    Push,
+    Pushed,
+    PushPull,
+    encode_error,
+    encode_reply,
+    encode_request,
+)
 from protocol.tensors import DTYPES
 from tests.protocol.both_loops import (
     ANSWER,
     LIMIT,
     LOOPS,
     REFUSED_STEP,
+    Echo,
     Link,
     LoopFactory,
     Raw,
+    Watched,
     dialled_by,
     frame,
     on_both_loops,
@@ -52,7 +68,7 @@ def numbers(nbytes: int, seed: int = 0, dtype: str = "uint8") -> Array:
 
 
 def echo(*arrays: Array, step: int = 0) -> PushPull:
-    return PushPull(parts(arrays), (), step)
+    return PushPull(parts(arrays), (), step, 1)
 
 
 async def works(link: Link) -> None:
@@ -165,7 +181,7 @@ def test_any_sequence_of_requests_is_answered_right(
                 with pytest.raises(BadTensor, match="unlucky"):
                     await link.client.request(echo(*sent, step=REFUSED_STEP), sent)
             case "push":
-                reply, arrays = await link.client.request(Push(parts(sent), step), sent)
+                reply, arrays = await link.client.request(Push(parts(sent), step, 1), sent)
                 assert (reply, len(arrays)) == (Pushed(step), 0)
             case "cancelled":
                 before = link.client.received
@@ -191,7 +207,7 @@ def test_any_sequence_of_requests_is_answered_right(
 @on_both_loops
 async def test_an_error_is_raised_at_the_caller_with_all_it_says(link: Link) -> None:
     with pytest.raises(BadTensor) as caught:
-        await link.client.request(Lease(block=False))
+        await link.client.request(Lease(1, block=False))
     assert (caught.value.code, caught.value.message) == ("BAD_TENSOR", "no echo")
     assert (caught.value.field, caught.value.value) == ("op", "lease")
     assert link.echo.refusals[0][0] == "lease"
@@ -212,7 +228,9 @@ async def test_a_refused_request_leaves_the_connection_usable(link: Link) -> Non
 async def test_a_refused_payload_takes_no_memory(link: Link) -> None:
     array = numbers(16 << 20)
     raw, server = await link.raw_client()
-    header = frame({"op": "push", "id": 1, "tensors": [["w", "uint8", len(array)]], "step": REFUSED_STEP})
+    header = frame(
+        {"op": "push", "id": 1, "tensors": [["w", "uint8", len(array)]], "step": REFUSED_STEP, "seq": 1}
+    )
     raw.send(encode_prelude(len(header) - PRELUDE.size, len(array)), header[PRELUDE.size :])
     fields, _ = await raw.frame()
     assert (fields["id"], fields["code"]) == (1, "BAD_TENSOR")
@@ -227,7 +245,7 @@ async def test_a_refused_payload_takes_no_memory(link: Link) -> None:
     finally:
         tracemalloc.stop()
     assert peak < 2 << 20
-    raw.send(frame({"op": "push", "id": 2, "tensors": [], "step": 5}))
+    raw.send(frame({"op": "push", "id": 2, "tensors": [], "step": 5, "seq": 1}))
     assert (await raw.frame())[0] == {"op": "ok", "id": 2, "version": 5}
     await raw.close()
 
@@ -279,7 +297,7 @@ def test_a_bad_header_is_answered_with_an_error_and_the_connection_stays_usable(
 
     async def scenario(link: Link) -> None:
         raw, server = await link.raw_client()
-        raw.send(stream, frame({"op": "push", "id": 10, "tensors": [], "step": 5}))
+        raw.send(stream, frame({"op": "push", "id": 10, "tensors": [], "step": 5, "seq": 1}))
         fields, _ = await raw.frame()
         assert (fields["op"], fields["id"], fields["code"]) == ("error", request_id, "BAD_REQUEST")
         assert fields["field"].startswith(field)
@@ -323,7 +341,7 @@ def test_a_bad_frame_is_answered_with_an_error_and_the_end(loop_factory: LoopFac
 
     async def scenario(link: Link) -> None:
         raw, server = await link.raw_client()
-        raw.send(frame({"op": "push", "id": 1, "tensors": [], "step": 5}), stream)
+        raw.send(frame({"op": "push", "id": 1, "tensors": [], "step": 5, "seq": 1}), stream)
         assert (await raw.frame())[0]["op"] == "ok"
         fields, _ = await raw.frame()
         assert (fields["op"], fields["id"], fields["code"]) == ("error", 0, expected.code)
@@ -360,7 +378,7 @@ async def test_requests_fail_with_what_the_peer_says_of_the_whole_connection(lin
     waiting = asyncio.ensure_future(limited.request(Pull(("w",))))
     array = np.zeros(LIMIT + 1, np.uint8)
     with pytest.raises(FrameTooLarge, match="--max-frame"):
-        await limited.request(Push(parts([array]), 0), [array])
+        await limited.request(Push(parts([array]), 0, 1), [array])
     with pytest.raises(FrameTooLarge, match="--max-frame"):
         await waiting
     assert not limited.is_open
@@ -388,6 +406,11 @@ async def test_a_header_that_is_too_long_is_the_senders_mistake_and_nothing_is_s
 async def accept_request(raw: Raw) -> int:
     fields, _ = await raw.frame()
     return int(fields["id"])
+
+
+def frame_of(header: bytes) -> bytes:
+    """Return a frame without a payload."""
+    return encode_prelude(len(header), 0) + header
 
 
 def pulled(request_id: int, *arrays: Array) -> bytes:
@@ -557,11 +580,11 @@ async def test_closing_sends_what_is_queued_and_tells_both_handlers(link: Link) 
     await link.client.request(echo(numbers(1)), [numbers(1)])
     pull = asyncio.ensure_future(link.client.request(Pull(("w",)), into=[np.zeros(5, np.int32)]))
     await link.echo.has_held(1)
-    waiting = asyncio.ensure_future(link.server.request(Push(parts([array]), 0), [array]))
+    waiting = asyncio.ensure_future(link.server.request(Push(parts([array]), 0, 1), [array]))
     await asyncio.sleep(0)  # one turn of the loop, in which the request is queued
     link.echo.held["w"]()
-    link.server.close(WorkerLost("the reason"))
-    with pytest.raises(WorkerLost, match="the reason"):
+    link.server.close(OutOfOrder("the reason"))
+    with pytest.raises(OutOfOrder, match="the reason"):
         await waiting
     _, (answer,) = await pull
     assert np.array_equal(answer, ANSWER)
@@ -578,10 +601,10 @@ async def test_nothing_is_sent_after_the_end(link: Link) -> None:
     link.server.close()
     sent = link.server.sent
     link.echo.held["a"]()
-    link.server.fail(2, "pull", WorkerLost("gone"))
+    link.server.fail(2, "pull", OutOfOrder("gone"))
     await link.server.wait_closed()
     link.echo.held["c"]()
-    link.server.fail(3, "pull", WorkerLost("gone"))
+    link.server.fail(3, "pull", OutOfOrder("gone"))
     link.server.close()
     assert link.server.sent == sent
     with pytest.raises(ConnectionLost, match="closed at this end"):
@@ -603,7 +626,9 @@ async def test_ending_a_connection_that_has_ended_does_nothing(link: Link) -> No
 @on_both_loops
 async def test_half_a_frame_and_the_end_is_no_request(link: Link) -> None:
     raw, server = await link.raw_client()
-    whole = frame({"op": "push", "id": 1, "tensors": [["w", "uint8", 50_000]], "step": 5}, bytes(50_000))
+    whole = frame(
+        {"op": "push", "id": 1, "tensors": [["w", "uint8", 50_000]], "step": 5, "seq": 1}, bytes(50_000)
+    )
     raw.send(whole[:-1])
     raw.writer.write_eof()
     assert await raw.rest() == b""
@@ -664,7 +689,7 @@ async def test_a_client_holds_its_requests_back_while_the_server_does_not_read(l
         raw.send(pulled(await accept_request(raw), good), good.tobytes())
 
     async with dialled_by(serve) as client:
-        push = asyncio.ensure_future(client.request(Push(parts([large]), 0), [large]))
+        push = asyncio.ensure_future(client.request(Push(parts([large]), 0, 1), [large]))
         await client.paused.wait()
         sent = client.sent
         pulls = [asyncio.ensure_future(client.request(Pull((name,)))) for name in "ab"]
@@ -686,10 +711,386 @@ async def test_requests_that_are_held_back_fail_with_the_connection(link: Link) 
         raw.writer.transport.abort()
 
     async with dialled_by(serve) as client:
-        requests = [asyncio.ensure_future(client.request(Push(parts([large]), 0), [large]))]
+        requests = [asyncio.ensure_future(client.request(Push(parts([large]), 0, 1), [large]))]
         await client.paused.wait()
         requests += [asyncio.ensure_future(client.request(Pull((name,)))) for name in "ab"]
         await asyncio.sleep(0)  # one turn of the loop, in which they begin to wait
         may_go.set()
         for error in await asyncio.gather(*requests, return_exceptions=True):
             assert isinstance(error, ConnectionLost)
+
+
+@on_both_loops
+async def test_what_is_held_back_is_sent_in_the_order_of_the_calls_notices_too(link: Link) -> None:
+    large, small = numbers(32 << 20), numbers(5000)
+    may_read, came = asyncio.Event(), list[tuple[str, int]]()
+
+    async def serve(raw: Raw) -> None:
+        await may_read.wait()
+        for _ in range(8):
+            fields, payload = await raw.frame()
+            came.append((fields["op"], len(payload)) if fields["id"] else ("notice", len(fields["names"])))
+            if fields["op"] != "pull":
+                raw.send(frame({"op": "ok", "id": fields["id"], "version": 4}))
+        raw.send(pulled(fields["id"], small), small.tobytes())
+
+    async with dialled_by(serve) as client:
+        pushes = [client.send(Push(parts([large]), 0, 1), [large])]
+        await client.paused.wait()
+        client.notify(Pull(("w",)))
+        pushes.append(client.send(Push(parts([small]), 0, 2), [small]))
+        client.notify(Pull(("w",) * 2))
+        client.notify(Pull(("w",) * 3))
+        pushes.append(client.send(Push((), 0, 3)))
+        pushes.append(client.send(Push(parts([large]), 0, 4), [large]))
+        last = client.send(Pull(("w",)))
+        may_read.set()
+        await last
+        client.notify(Pull(()))
+        assert [reply for reply, _ in await asyncio.gather(*pushes)] == [Pushed(4)] * 4
+    assert came == [
+        ("push", 32 << 20), ("notice", 1), ("push", 5000), ("notice", 2), ("notice", 3), ("push", 0),
+        ("push", 32 << 20), ("pull", 0),
+    ]  # fmt: skip
+
+
+# --- notices
+
+
+@on_both_loops
+async def test_a_notice_is_handled_and_never_answered(link: Link) -> None:
+    raw, server = await link.raw_client()
+    echo_there = server.handler
+    assert isinstance(echo_there, Echo)
+    array = numbers(50_000)
+    tensors = [["w", "uint8", 50_000]]
+    raw.send(
+        frame({"op": "push", "id": 0, "tensors": [], "step": 5, "seq": 1}),
+        frame({"op": "push", "id": 0, "tensors": tensors, "step": REFUSED_STEP, "seq": 1}, array.tobytes()),
+        frame({"op": "pull", "id": 0, "names": ["w"]}),
+        frame({"op": "pull", "id": 0}),
+        frame({"op": "lease", "id": 0, "seq": 1, "block": False}),
+        frame({"op": "dance", "id": 0}),
+        frame({"op": "ok", "id": 0}),
+        frame({"op": "push", "id": 7, "tensors": [], "step": 6, "seq": 1}),
+    )
+    assert (await raw.frame())[0] == {"op": "ok", "id": 7, "version": 6}
+    before = server.sent
+    echo_there.held["w"]()
+    assert server.sent == before
+    assert [op for op, _ in echo_there.refusals] == ["push", "pull", "lease", "dance"]
+    await raw.close()
+
+
+@on_both_loops
+async def test_a_notice_arrives_and_takes_no_id_of_a_request(link: Link) -> None:
+    link.client.notify(Lease(1, block=False))
+    pull = link.client.send(Pull(("w",)))
+    link.client.notify(Lease(2, block=False))
+    await link.echo.has_held(1)
+    await works(link)
+    assert [op for op, _ in link.echo.refusals] == ["lease", "lease"]
+    link.echo.held["w"]()
+    assert np.array_equal((await pull)[1][0], ANSWER)
+
+
+@on_both_loops
+async def test_a_notice_that_cannot_be_sent(link: Link) -> None:
+    before = link.client.sent
+    with pytest.raises(FrameTooLarge, match="name fewer tensors"):
+        link.client.notify(Pull(("n" * 128,) * 600))
+    link.client.close()
+    link.client.notify(Pull(()))
+    await link.client.wait_closed()
+    link.client.notify(Pull(()))
+    assert link.client.sent == before
+
+
+def hello_of(length: int) -> Hello:
+    """Return a request whose header has ``length`` bytes if its id is as long as any."""
+    longest = (1 << 63) - 1
+    fixed = len(encode_request(longest, Hello((1,), "c" * 60_000))) - 60_000
+    hello = Hello((1,), "c" * (length - fixed))
+    assert len(encode_request(longest, hello)) == length
+    return hello
+
+
+@on_both_loops
+async def test_what_the_check_of_the_length_lets_pass_can_be_sent(link: Link) -> None:
+    check_length(hello_of(MAX_HEADER))
+    with pytest.raises(BadTensor, match="no echo"):
+        await link.client.request(hello_of(MAX_HEADER))
+    with pytest.raises(FrameTooLarge) as caught:
+        check_length(hello_of(MAX_HEADER + 1))
+    assert caught.value.field == "header length"
+
+
+# --- requests that outlive their connection
+
+
+async def lost(end: Watched) -> list[Pending]:
+    """Return what is handed over once the connection has ended."""
+    await end.wait_closed()
+    assert isinstance(end.handler, Echo)
+    assert end.handler.ended.done()
+    return end.take_unanswered()
+
+
+@on_both_loops
+async def test_what_is_unanswered_is_handed_over_in_the_order_of_sending(link: Link) -> None:
+    large = numbers(32 << 20)
+    may_go = asyncio.Event()
+
+    async def serve(raw: Raw) -> None:
+        ids = [await accept_request(raw) for _ in range(4)]
+        raw.send(frame({"op": "ok", "id": ids[1], "version": 4}))
+        raw.send(frame_of(encode_error(ids[2], NotFinite("no"))))
+        await may_go.wait()
+        raw.writer.transport.abort()
+
+    async with dialled_by(serve) as client:
+        client.resend = True
+        sent = [client.send(Push((), step, step + 1)) for step in range(4)]
+        assert (await sent[1])[0] == Pushed(4)
+        with pytest.raises(NotFinite):
+            await sent[2]
+        sent += [client.send(Push(parts([large]), 4, 5), [large]), client.send(Push((), 5, 6))]
+        await client.paused.wait()
+        client.notify(Pull(("w",)))
+        sent += [client.send(Push((), step, step + 1)) for step in range(6, 10)]
+        for cancelled in (3, 5, 7, 9):
+            sent[cancelled].cancel()
+        may_go.set()
+        taken = await lost(client)
+        assert [pending.request.seq for pending in taken] == [1, 4, 5, 6, 7, 8, 9, 10]  # type: ignore[union-attr]
+        assert [pending.future for pending in taken] == [sent[0], *sent[3:]]
+        assert [future.done() for future in sent] == [seq in (2, 3, 4, 6, 8, 10) for seq in range(1, 11)]
+        assert taken[2].arrays[0] is large
+        assert client.take_unanswered() == []
+        with pytest.raises(ConnectionLost):
+            await client.request(Push((), 10, 11))
+
+
+@on_both_loops
+async def test_what_is_handed_over_can_be_sent_elsewhere_and_its_callers_get_the_answers(link: Link) -> None:
+    sent = [numbers(320_000, 1), numbers(100, 2)]
+    into = [np.zeros_like(array) for array in sent]
+    halfway = asyncio.Event()
+
+    async def serve(raw: Raw) -> None:
+        request_id = await accept_request(raw)
+        raw.send(pulled(request_id, numbers(320_000, 3), sent[1]), numbers(150_000, 3).tobytes())
+        await halfway.wait()
+        raw.writer.transport.abort()
+
+    async with dialled_by(serve) as client:
+        client.resend = True
+        echoed = client.send(echo(*sent, step=77), sent, into)
+        pull, cancelled = client.send(Pull(("a",))), client.send(Lease(1, block=False))
+        refused = client.send(echo(step=REFUSED_STEP))
+        await client.has_received(150_000)
+        cancelled.cancel()
+        halfway.set()
+        for pending in await lost(client):
+            link.client.submit(pending)
+    reply, arrays = await echoed
+    assert reply.version == 77
+    assert arrays is into
+    assert [array.tobytes() for array in into] == [array.tobytes() for array in sent]
+    with pytest.raises(BadTensor, match="unlucky"):
+        await refused
+    link.echo.held["a"]()
+    assert np.array_equal((await pull)[1][0], ANSWER)
+    assert [op for op, _ in link.echo.refusals] == ["lease", "push_pull"]  # cancelled, but sent all the same
+    await works(link)
+
+
+@on_both_loops
+async def test_a_request_that_is_lost_again_is_handed_over_again(link: Link) -> None:
+    client, server = link.client, link.server
+    client.resend = True
+    pull = client.send(Pull(("w",)))
+    for _ in range(3):
+        server.abort()
+        (pending,) = await lost(client)
+        client, server = await link.another()
+        client.resend = True
+        client.submit(pending)
+    assert isinstance(server.handler, Echo)
+    await server.handler.has_held(1)
+    server.handler.held["w"]()
+    assert np.array_equal((await pull)[1][0], ANSWER)
+    server.abort()
+    assert await lost(client) == []
+
+
+@on_both_loops
+async def test_what_was_given_up_and_then_answered_is_not_handed_over(link: Link) -> None:
+    link.client.resend = True
+    given_up = link.client.send(Pull(("w",)))
+    await link.echo.has_held(1)
+    given_up.cancel()
+    link.echo.held["w"]()
+    await works(link)
+    link.server.abort()
+    assert await lost(link.client) == []
+
+
+@on_both_loops
+async def test_what_is_sent_while_the_connection_is_ending_is_handed_over(link: Link) -> None:
+    link.client.resend = True
+    link.client.abort()
+    pull = link.client.send(Pull(("w",)))
+    (pending,) = await lost(link.client)
+    assert pending.future is pull
+    assert not pull.done()
+
+
+@on_both_loops
+async def test_a_server_that_stops_has_not_answered(link: Link) -> None:
+    stopping = ShuttingDown("the server is stopping")
+
+    def refuse(connection: Any, request_id: int, request: Any, arrays: Any) -> None:
+        connection.fail(request_id, request.op, stopping)
+
+    link.server.handler.handle = refuse  # type: ignore[method-assign]
+    with pytest.raises(ShuttingDown):
+        await link.client.request(Push((), 0, 1))
+    link.client.resend = True
+    pushes = [link.client.send(Push((), 0, seq)) for seq in (1, 2, 3)]
+    pushes[1].cancel()
+    assert (await link.server.request(Push((), 5, 1)))[0] == Pushed(5)  # after the refusals
+    assert [future.done() for future in pushes] == [False, True, False]
+    link.server.close(stopping)
+    assert [pending.future for pending in await lost(link.client)] == pushes
+
+
+@on_both_loops
+async def test_an_end_of_ones_own_hands_nothing_over(link: Link) -> None:
+    link.client.resend = True
+    pull = link.client.send(Pull(("w",)))
+    link.client.close(OutOfOrder("the reason"))
+    with pytest.raises(OutOfOrder, match="the reason"):
+        await pull
+    assert await lost(link.client) == []
+
+
+@on_both_loops
+async def test_a_peer_whose_bytes_make_no_sense_is_not_tried_again(link: Link) -> None:
+    link.client.resend = True
+    pull = link.client.send(Pull(("w",)))
+    link.server.transport.write(PRELUDE.pack(MAGIC, 1, 1, 1, 0))
+    with pytest.raises(BadFrame):
+        await pull
+    assert await lost(link.client) == []
+    assert isinstance(link.client.error, BadFrame)
+
+
+@on_both_loops
+async def test_a_connection_that_is_lost_keeps_none_of_the_arrays(link: Link) -> None:
+    sent = numbers(100_000)
+    reference = weakref.ref(sent)
+    link.client.resend = True
+    push = link.client.send(Pull(("w",)), [sent])
+    del sent
+    link.server.abort()
+    (pending,) = await lost(link.client)
+    push.cancel()
+    del pending, push
+    gc.collect()
+    assert reference() is None
+
+
+# --- progress
+
+
+@on_both_loops
+async def test_all_that_has_come_and_gone_is_progress(link: Link) -> None:
+    for size in (0, 1000, 1 << 20):
+        array = numbers(size)
+        await link.client.request(echo(array), [array])
+        assert link.client.progress == link.client.sent + link.client.received
+
+
+@on_both_loops
+async def test_what_the_peer_does_not_read_is_no_progress_and_what_it_reads_is(link: Link) -> None:
+    large, piece, notice = numbers(48 << 20), 4 << 20, frame({"op": "pull", "id": 0, "names": ["w"]})
+    may_read = asyncio.Queue[int]()
+
+    async def serve(raw: Raw) -> None:
+        while nbytes := await may_read.get():
+            await raw.reader.readexactly(nbytes)
+            raw.send(notice)  # it tells the other end's kernel what has arrived
+        raw.writer.transport.abort()
+
+    async with dialled_by(serve) as client:
+        push = client.send(Push(parts([large]), 0, 1), [large])
+        await client.paused.wait()
+        assert client.progress < len(large) // 2
+        for count in range(1, 7):
+            may_read.put_nowait(piece)
+            await client.has_received(count * len(notice))
+            assert count * piece <= client.progress < client.sent
+        may_read.put_nowait(0)
+        with pytest.raises(ConnectionLost):
+            await push
+
+
+@on_both_loops
+async def test_what_only_the_kernels_have_taken_is_no_progress(link: Link) -> None:
+    large = numbers(1 << 20)
+    loop = asyncio.get_running_loop()
+    with socket.create_server(("127.0.0.1", 0)) as hung:  # its kernel takes connections, and a few bytes
+        hung.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        hung.setblocking(False)
+        _, client = await loop.create_connection(lambda: Watched(Echo(), server=False), *hung.getsockname())
+        link.ends.append(client)
+        push = client.send(Push(parts([large]), 0, 1), [large])
+        for _ in range(5):  # turns of the loop, in which it goes to the kernel
+            await asyncio.sleep(0)
+            assert client.progress < len(large) // 2
+        peer, _ = await loop.sock_accept(hung)
+        with peer:
+            left = client.sent
+            while left:
+                left -= len(await loop.sock_recv(peer, left))
+            await loop.sock_sendall(peer, frame({"op": "ok", "id": 1, "version": 4}))
+            assert (await push)[0] == Pushed(4)
+            assert client.progress == client.sent + client.received
+
+
+@on_both_loops
+async def test_a_reply_that_comes_slowly_is_progress(link: Link) -> None:
+    answer = numbers(100_000)
+    pieces = asyncio.Queue[int]()
+
+    async def serve(raw: Raw) -> None:
+        request_id = await accept_request(raw)
+        stream = pulled(request_id, answer) + answer.tobytes()
+        while stream:
+            nbytes = await pieces.get()
+            raw.send(stream[:nbytes])
+            stream = stream[nbytes:]
+
+    async with dialled_by(serve) as client:
+        pull = client.send(Pull(("w",)))
+        seen = []
+        for nbytes in (1, 1, 20, 50_000):
+            before = client.received
+            pieces.put_nowait(nbytes)
+            await client.has_received(before + nbytes)
+            seen.append(client.progress)
+        assert seen == sorted(set(seen))
+        pieces.put_nowait(len(answer))
+        assert np.array_equal((await pull)[1][0], answer)
+
+
+@on_both_loops
+async def test_the_progress_of_a_connection_that_has_ended_stands_still(link: Link) -> None:
+    await works(link)
+    link.server.abort()
+    await link.client.wait_closed()
+    before = link.client.progress
+    link.client.abort()
+    link.client.close()
+    assert link.client.progress == before

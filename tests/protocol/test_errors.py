@@ -1,12 +1,28 @@
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol import errors
-from protocol.errors import BadTensor, PSError, RequestError, error_from_wire, shorten
+from protocol.errors import (
+    BadTensor,
+    ClusterError,
+    Conflict,
+    ConnectionLost,
+    Fenced,
+    OutOfOrder,
+    PSError,
+    RequestError,
+    Unreachable,
+    WireError,
+    error_from_wire,
+    shorten,
+)
 
+DOCUMENTATION = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
 CLASSES = [cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, PSError)]
 
 
@@ -24,10 +40,33 @@ def test_no_two_errors_share_a_code() -> None:
     assert len({cls.code for cls in CLASSES}) == len(CLASSES)
 
 
-def test_every_error_is_public_and_drawn_in_the_tree() -> None:
-    for cls in CLASSES:
-        assert cls.__name__ in errors.__all__
-        assert cls.__name__ in (errors.__doc__ or "")
+def test_every_error_is_public_and_drawn_where_it_belongs_in_the_tree() -> None:
+    drawn: dict[str, str] = {}  # a class -> its parent
+    branch = ["Exception"]
+    for line in (errors.__doc__ or "").splitlines():
+        if found := re.match(r"([│├└─ ]*)([A-Z]\w+)(  |$)", line):
+            depth = len(found[1]) // 4 + 1
+            branch = [*branch[:depth], found[2]]
+            drawn[found[2]] = branch[-2]
+    assert drawn == {cls.__name__: cls.__base__.__name__ for cls in CLASSES if cls.__base__}
+    assert {cls.__name__ for cls in CLASSES} < set(errors.__all__)
+
+
+@pytest.mark.parametrize(
+    ("cls", "code"), [(Fenced, "FENCED"), (OutOfOrder, "OUT_OF_ORDER"), (Conflict, "CONFLICT")]
+)
+def test_the_errors_of_exactly_once_leave_the_connection_usable(cls: type[PSError], code: str) -> None:
+    arrived = error_from_wire(code, "m", "seq", "7")
+    assert type(arrived) is cls
+    assert isinstance(arrived, RequestError)
+    assert not isinstance(arrived, WireError | ClusterError)
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_every_error_that_crosses_the_wire_is_documented(cls: type[PSError]) -> None:
+    at_the_client_only = {ConnectionLost, Unreachable}
+    parents_only = {parent for child in CLASSES for parent in child.__mro__[1:]}
+    assert (f"`{cls.code}`" in DOCUMENTATION) == (cls not in at_the_client_only | parents_only)
 
 
 @pytest.mark.parametrize("code", ["", "NEWER_THAN_THIS", "__class__", "bad_frame"])

@@ -1,15 +1,16 @@
 import contextlib
 import dataclasses
+import math
 import struct
 import tracemalloc
 from typing import Any
 
 import msgpack
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol.errors import BadRequest, BadTensor, PSError
+from protocol.errors import BadRequest, BadTensor, Conflict, Fenced, OutOfOrder, PSError, ShuttingDown
 from protocol.messages import (
     MAX_ARRAY,
     MAX_MAP,
@@ -24,8 +25,10 @@ from protocol.messages import (
     Pulled,
     Push,
     Reply,
+    Set,
     ShardJoined,
     Welcome,
+    check_weight,
     decode_header,
     decode_reply,
     decode_request,
@@ -148,16 +151,36 @@ def test_a_header_holds_what_the_documentation_says() -> None:
         (pack({"op": "push", "id": 1, "step": 0, "tensors": [["w", "int8", 1 << 63]]}), "elements"),
         (pack({"op": "push", "id": 1, "step": 0, "tensors": [["../w", "int8", 1]]}), "name"),
         (pack({"op": "push", "id": 1, "step": 0, "tensors": [["w", "int8"]]}), "tensors"),
-        (pack({"op": "push", "id": 1, "step": 0, "tensors": [], "weight": 0}), "weight"),
-        (pack({"op": "push", "id": 1, "step": 0, "tensors": [], "weight": -1.0}), "weight"),
-        (pack({"op": "push", "id": 1, "step": 0, "tensors": [], "weight": float("inf")}), "weight"),
-        (pack({"op": "push", "id": 1, "step": 0, "tensors": [], "weight": float("nan")}), "weight"),
-        (pack({"op": "join", "id": 1, "job": "j", "staleness": 0.5}), "staleness"),
-        (pack({"op": "join", "id": 1, "job": "j", "staleness": -1}), "staleness"),
-        (pack({"op": "join", "id": 1, "job": "j", "staleness": float("nan")}), "staleness"),
-        (pack({"op": "join", "id": 1, "job": "j", "workers": 0}), "workers"),
-        (pack({"op": "finish", "id": 1, "kind": "rest"}), "kind"),
+        (pack({"op": "push", "id": 1, "step": 0, "seq": 1, "tensors": [], "weight": "1"}), "weight"),
+        (pack({"op": "push", "id": 1, "step": 0, "seq": 1, "tensors": [], "weight": -1.0}), "weight"),
+        (pack({"op": "push", "id": 1, "step": 0, "seq": 1, "tensors": [], "weight": float("inf")}), "weight"),
+        (pack({"op": "push", "id": 1, "step": 0, "seq": 1, "tensors": [], "weight": float("nan")}), "weight"),
+        (pack({"op": "join", "id": 1, "token": "t", "job": "j", "staleness": 0.5}), "staleness"),
+        (pack({"op": "join", "id": 1, "token": "t", "job": "j", "staleness": -1}), "staleness"),
+        (pack({"op": "join", "id": 1, "token": "t", "job": "j", "staleness": float("nan")}), "staleness"),
+        (pack({"op": "join", "id": 1, "token": "t", "job": "j", "workers": 0}), "workers"),
+        (pack({"op": "finish", "id": 1, "seq": 1, "kind": "rest"}), "kind"),
+        (pack({"op": "push", "id": 1, "step": 0, "tensors": [], "seq": 0}), "seq"),
+        (pack({"op": "push", "id": 1, "step": 0, "tensors": []}), "seq"),
+        (pack({"op": "lease", "id": 1, "block": True}), "seq"),
+        (pack({"op": "join", "id": 1, "job": "j"}), "token"),
+        (pack({"op": "join", "id": 1, "token": ""}), "token"),
+        (pack({"op": "join", "id": 1, "token": "t", "staleness": 1 << 31}), "staleness"),
+        (pack({"op": "join", "id": 1, "token": "t", "staleness": float("-inf")}), "staleness"),
+        (pack({"op": "join", "id": 1, "token": "t", "backup_workers": -1}), "backup_workers"),
+        (pack({"op": "set", "id": 1, "staleness": "inf"}), "staleness"),
+        (pack({"op": "set", "id": 1, "backup_workers": 0.5}), "backup_workers"),
+        (pack({"op": "hello", "id": 1, "versions": [1], "client": "", "incarnation": -1}), "incarnation"),
+        (pack({"op": "heartbeat", "id": 1, "clock": 0, "examples": -1}), "examples"),
+        (pack({"op": "heartbeat", "id": 1, "clock": 0, "examples": 0, "loss": "1"}), "loss"),
+        (pack({"op": "leave", "id": 1}), "clock"),
+        (pack({"op": "ended", "id": 0, "job": "j", "step": 0, "workers": [-1], "idle": []}), "workers"),
+        (pack({"op": "ended", "id": 0, "job": "j", "step": 0, "workers": [], "idle": [True]}), "idle"),
+        (pack({"op": "ended", "id": 0, "job": "j", "step": 0, "workers": []}), "idle"),
+        (pack({"op": "decide", "id": 0, "job": "j", "step": -1, "workers": [], "commit": True}), "step"),
+        (pack({"op": "decide", "id": 0, "job": "j", "step": 0, "workers": [], "commit": 1}), "commit"),
         (pack({"op": "join_shard", "id": 1, "port": 0}), "port"),
+        (pack({"op": "join_shard", "id": 1, "port": 1, "cluster": 7}), "cluster"),
     ],
 )  # fmt: skip
 def test_a_bad_header_is_refused_with_the_field(header: bytes, field: str) -> None:
@@ -169,12 +192,65 @@ def test_a_bad_header_is_refused_with_the_field(header: bytes, field: str) -> No
 def test_a_header_with_the_last_good_values_is_taken() -> None:
     most = ["w"] * MAX_ARRAY
     assert decode(pack({"op": "pull", "id": LARGEST, "names": most})) == Pull(tuple(most))
-    assert decode(pack({"op": "push", "id": 0, "tensors": [], "step": LARGEST, "weight": 1})) == Push(
-        (), LARGEST, 1.0
-    )
-    assert decode(pack({"op": "join", "id": 1, "job": "j", "staleness": float("inf"), "name": None})) == Join(
-        "j", staleness=float("inf")
-    )
+    push = {"op": "push", "id": 0, "tensors": [], "step": LARGEST, "seq": LARGEST, "weight": 0}
+    assert decode(pack(push)) == Push((), LARGEST, LARGEST, 0.0)
+    join = {"op": "join", "id": 1, "token": "t", "job": "j", "staleness": float("inf"), "name": None}
+    assert decode(pack(join)) == Join("t", "j", staleness=float("inf"))
+    assert decode(pack({"op": "join", "id": 1, "token": "t", "staleness": 3})) == Join("t", staleness=3.0)
+
+
+NUMBERED = [cls for cls in REQUESTS if "seq" in {field.name for field in dataclasses.fields(cls)}]
+
+
+def test_what_counts_once_is_numbered() -> None:
+    assert {cls.op for cls in NUMBERED} == {"push", "push_pull", "lease", "finish"}
+
+
+@pytest.mark.parametrize("cls", NUMBERED, ids=named)
+@pytest.mark.parametrize("seq", [0, -1, 1.0, True, "1", None, 1 << 63, [1]])
+@given(data=st.data())
+@settings(max_examples=5)
+def test_a_number_counts_from_1(cls: type, seq: object, data: st.DataObject) -> None:
+    fields = msgpack.unpackb(encode_request(1, data.draw(instances(cls))))
+    with pytest.raises(BadRequest) as caught:
+        decode(pack({**fields, "seq": seq}))
+    assert caught.value.field == "seq"
+    del fields["seq"]
+    with pytest.raises(BadRequest) as caught:
+        decode(pack(fields))
+    assert caught.value.field == "seq"
+
+
+@pytest.mark.parametrize("cls", REQUESTS, ids=named)
+@given(data=st.data())
+@settings(max_examples=10)
+def test_a_notice_arrives_as_it_was_sent(cls: type, data: st.DataObject) -> None:
+    request = data.draw(instances(cls))
+    header = decode_header(encode_request(0, request))
+    assert header.id == 0
+    assert decode_request(header) == request
+
+
+@pytest.mark.parametrize("weight", [0.0, 5e-324, 1.0, 1.7976931348623157e308])
+def test_any_finite_weight_that_is_not_negative_is_one(weight: float) -> None:
+    check_weight(weight, "weight")
+    push = Push((), 3, 4, weight)
+    assert decode(encode_request(1, push)) == push
+
+
+@pytest.mark.parametrize("weight", [-5e-324, -1.0, math.inf, -math.inf, math.nan])
+def test_no_other_number_is_a_weight(weight: float) -> None:
+    with pytest.raises(BadRequest) as caught:
+        check_weight(weight, "weight")
+    assert caught.value.field == "weight"
+
+
+def test_settings_that_are_not_said_are_not_sent() -> None:
+    assert msgpack.unpackb(encode_request(7, Join("t"))) == {"op": "join", "id": 7, "token": "t"}
+    assert msgpack.unpackb(encode_request(7, Set("j", staleness=math.inf))) == {
+        "op": "set", "id": 7, "job": "j", "staleness": math.inf,
+    }  # fmt: skip
+    assert decode(pack({"op": "set", "id": 7})) == Set(None, None, None)
 
 
 def test_a_reply_is_ok_or_an_error() -> None:
@@ -182,11 +258,19 @@ def test_a_reply_is_ok_or_an_error() -> None:
         with pytest.raises(BadRequest, match="expected ok or error"):
             decode_reply(header, Empty)
     with pytest.raises(BadRequest, match="unknown field"):
-        decode_reply(decode_header(encode_reply(1, ShardJoined(1, 2))), Empty)
+        decode_reply(decode_header(encode_reply(1, ShardJoined(1, 2, "c", 1.0))), Empty)
     with pytest.raises(BadRequest, match="this field is required"):
         decode_reply(decode_header(encode_reply(1, Empty())), Joined)
     with pytest.raises(BadRequest, match="expected text"):
         decode_reply(Header("error", 1, {"code": 1, "message": "", "field": "", "value": ""}), Empty)
+
+
+@pytest.mark.parametrize("cls", [Fenced, OutOfOrder, Conflict, ShuttingDown], ids=named)
+def test_an_error_says_of_which_type_it_is(cls: type[PSError]) -> None:
+    header = encode_error(5, cls("why", field="seq", value=9))
+    assert msgpack.unpackb(header)["code"] == cls.code
+    arrived = decode_reply(decode_header(header), Empty)
+    assert (type(arrived), str(arrived)) == (cls, "seq=9: why")
 
 
 # --- hostile bytes
@@ -290,7 +374,7 @@ def test_a_finish_carries_its_measures_as_arrays() -> None:
     finish = decode(
         pack(
             {
-                "op": "finish", "id": 1, "kind": "train", "epoch": 1, "chunk": 2, "examples": 3,
+                "op": "finish", "id": 1, "seq": 1, "kind": "train", "epoch": 1, "chunk": 2, "examples": 3,
                 "measures": [["loss", 1]],
             }
         )

@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,18 +60,20 @@ def make_status() -> Callable[..., ClusterStatus]:
         train_loss: float | None = 0.5,
         worker_state: str = "training",
         names: tuple[str, ...] = ("worker-0", "worker-1"),
-        wait: Wait | None = None,
+        waits: tuple[Wait, ...] = (),
         staleness: float = math.inf,
         seconds: float = 6.0,
+        **job_fields: Any,
     ) -> ClusterStatus:
         workers = tuple(
-            WorkerStatus(i, name, worker_state, 30 + i, 3000 - 1500 * (i % 2), 500.0, 0.5, 0.25)
+            WorkerStatus(i, name, 1, worker_state, 30 + i, 2, 3000 - 1500 * (i % 2), 500.0, 0.5, 1, 0.25)
             for i, name in enumerate(names)
         )
         progress = Progress(phase, epoch, 10, 80, chunks_done, 2, 4500, train_loss, seconds, evaluations)
         tensors = (TensorStatus("w", "float32", (64, 10), "sgd", 1),)
-        job = JobStatus("digits", staleness, 1, 30, workers, tensors, progress, wait)
-        shards = (ShardStatus(0, "127.0.0.1:7070", "ready", 2560),)
+        job = JobStatus("digits", staleness, 0, 1, 30, workers, tensors, progress, waits, 0, 0.0)
+        job = replace(job, **job_fields)
+        shards = (ShardStatus(0, "127.0.0.1:7070", "ready", 2560, 0.0),)
         return ClusterStatus("0.1.0", 75.0, shards, (job,))
 
     return make

@@ -1,8 +1,9 @@
 """A stand-in for psserver and psworker: run as ``python fake_daemon.py BEHAVIOUR FLAGS...``.
 
 BEHAVIOUR is ``wait`` (until standard input ends or SIGTERM comes), ``deaf`` (as wait, but SIGTERM does
-nothing) or an exit code to end with at once. While it lives, it keeps a connection open to the port that
-FAKE_DAEMON_WATCH says, so that a test can see it end.
+nothing) or an exit code to end with at once. SIGUSR1 ends it with exit code 0, as work that is done.
+While it lives, it keeps a connection open to the port that FAKE_DAEMON_WATCH says, so that a test can see
+it end.
 """
 
 import json
@@ -39,12 +40,14 @@ def main(behaviour: str, *flags: str) -> int:
         socket.create_connection(("127.0.0.1", int(os.environ["FAKE_DAEMON_WATCH"]))).detach()
     if behaviour == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    print("flags", *flags, flush=True)
     if behaviour not in ("wait", "deaf"):
+        print("flags", *flags, flush=True)
         print("why it ends", file=sys.stderr, flush=True)
         return int(behaviour)
     if behaviour == "wait":
         signal.signal(signal.SIGTERM, lambda number, frame: os._exit(143))
+    signal.signal(signal.SIGUSR1, lambda number, frame: os._exit(0))
+    print("flags", *flags, flush=True)  # from here on it behaves as said
     if "--ready-file" in flags:
         write_ready_file(Path(flags[flags.index("--ready-file") + 1]))
     sys.stdin.read()

@@ -33,12 +33,12 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
 def test_a_new_user_is_told_the_commands(arguments: list[str], capsys: Output) -> None:
     assert cli.main(arguments) == 0
     text = capsys.readouterr().out
-    for command in ("train", "up", "status"):
+    for command in ("train", "up", "status", "top", "set"):
         assert f"\n  {command} " in text
         assert f"  psctl {command}" in text
 
 
-@pytest.mark.parametrize("command", ["train", "up", "status"])
+@pytest.mark.parametrize("command", ["train", "up", "status", "top", "set"])
 def test_each_command_has_help_with_examples(command: str, capsys: Output) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main([command, "--help"])
@@ -55,7 +55,7 @@ def test_version(capsys: Output) -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "answer"), [("trian", 'did you mean "train"?'), ("xyz", "known: status, train, up")]
+    ("word", "answer"), [("trian", 'did you mean "train"?'), ("xyz", "known: set, status, top, train, up")]
 )
 def test_an_unknown_command(word: str, answer: str, capsys: Output) -> None:
     assert cli.main([word]) == 2

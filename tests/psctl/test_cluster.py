@@ -202,6 +202,75 @@ def test_the_cause_is_named_and_not_its_consequence(fake_cluster: MakeCluster) -
             cluster.poll()
 
 
+def kill(*children: Child) -> None:
+    """Kill and wait for the end."""
+    for child in children:
+        os.kill(child.pid, signal.SIGKILL)
+    for child in children:
+        child.failure()
+
+
+def finish(child: Child) -> None:
+    """Have a made-up worker that waits be done with its work, and wait for its end."""
+    while "flags" not in child.log_tail():  # from here on it knows the signal
+        pass
+    os.kill(child.pid, signal.SIGUSR1)
+    assert child.failure().returncode == 0
+
+
+def test_a_job_goes_on_without_a_worker_that_was_killed(
+    fake_cluster: MakeCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    with fake_cluster(1, 3) as cluster:
+        kill(cluster.workers[2])
+        assert not cluster.poll()
+        assert not cluster.poll()
+        said = ["worker-2 was killed by SIGKILL; the job goes on without it"]
+        assert caplog.messages == said  # once
+        with pytest.raises(TimeoutError, match="worker-0, worker-1 still at work"):
+            cluster.wait(timeout=0.0)
+        for worker in cluster.workers[:2]:
+            finish(worker)
+        cluster.wait()
+        assert caplog.messages == said
+
+
+def test_a_worker_killed_as_the_last_one_is_said_to_be(
+    fake_cluster: MakeCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    with fake_cluster(1, 2) as cluster:
+        finish(cluster.workers[0])
+        kill(cluster.workers[1])
+        cluster.wait()
+    assert caplog.messages == ["worker-1 was killed by SIGKILL; the others have finished the job"]
+
+
+def test_a_job_whose_workers_were_all_killed_has_failed(fake_cluster: MakeCluster) -> None:
+    with fake_cluster(1, 2) as cluster:
+        kill(cluster.workers[1])
+        assert not cluster.poll()
+        kill(cluster.workers[0])
+        with pytest.raises(ProcessFailed, match="worker-0 was killed by SIGKILL"):
+            cluster.wait()
+
+
+def test_a_worker_may_take_the_place_of_one_that_was_killed(fake_cluster: MakeCluster) -> None:
+    with fake_cluster(1, 1) as cluster:
+        kill(cluster.workers[0])
+        finish(cluster.add_worker("worker-0"))
+        cluster.wait()
+
+
+def test_an_exit_code_of_its_own_fails_the_job_also_beside_one_killed(fake_cluster: MakeCluster) -> None:
+    with fake_cluster(1, 3) as cluster:
+        kill(cluster.workers[0])
+        while "flags" not in cluster.workers[1].log_tail():  # from here on it knows the signal
+            cluster.poll()
+        cluster.workers[1].terminate()
+        with pytest.raises(ProcessFailed, match="worker-1 ended with exit code 143"):
+            cluster.wait()
+
+
 def test_wait_gives_up_after_its_timeout(fake_cluster: MakeCluster) -> None:
     with fake_cluster(1, 1) as cluster:
         assert not cluster.poll()
@@ -229,6 +298,7 @@ def test_a_worker_is_told_its_job_and_how_many_they_are(fake_cluster: MakeCluste
     assert "--server 127.0.0.1:7070 --name worker-1" in flags
     assert "--job some.toml --set train.epochs=3 --set train.workers=2" in flags
     assert "--metrics-port 0 --stop-with-stdin" in flags
+    assert "--reconnect-for 60s" in flags
 
 
 def test_a_worker_added_to_servers_alone_takes_the_cluster_s_job(fake_cluster: MakeCluster) -> None:
@@ -239,6 +309,18 @@ def test_a_worker_added_to_servers_alone_takes_the_cluster_s_job(fake_cluster: M
     assert worker.name == "late"
     assert "--job" not in flags
     assert "--set" not in flags
+
+
+def test_more_flags_come_last_and_beat_the_others(fake_cluster: MakeCluster) -> None:
+    cluster = fake_cluster(
+        2, 1, worker="0", reconnect_for="2s", server_flags=("--port", "1"), worker_flags=("--name", "me")
+    )
+    with cluster:
+        flags = flags_of(cluster.workers[0])
+    for server in cluster.servers:
+        assert flags_of(server)[-2:] == ["--port", "1"]
+    assert "--reconnect-for 2s" in " ".join(flags)
+    assert flags[-2:] == ["--name", "me"]
 
 
 def test_servers_are_told_whom_to_join(fake_cluster: MakeCluster) -> None:

@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from protocol.status import ClusterStatus, Progress, Wait
-from psctl.display import History, job_status, render, sparkline, time_left, waits_for
+from psctl.display import History, describe, job_status, render, sparkline, time_left
 from psworker.job import load_job
 
 MakeStatus = Callable[..., ClusterStatus]
 NOTHING = History()
 JOB = load_job(None, ("train.workers=2",))
+EVIL = Wait("digits", 0, "tensor \x1b[1m", 1, ("\x1b]0;x\x07",), 3.0)
 
 
 def drawn(
@@ -22,7 +23,7 @@ def drawn(
 ) -> str:
     console = Console(file=io.StringIO(), width=width, force_terminal=False, color_system=None)
     with console.capture() as captured:
-        console.print(render(status, JOB, history, most_workers=most_workers))
+        console.print(render(status, JOB, history, most_workers=most_workers, width=width))
     return captured.get()
 
 
@@ -78,8 +79,37 @@ def test_bars_are_full_at_the_end(make_status: MakeStatus) -> None:
     assert "done" in line_of(text, "worker-1")
 
 
-def test_a_lost_worker_is_said_to_be(make_status: MakeStatus) -> None:
-    assert "lost" in line_of(drawn(make_status(worker_state="lost")), "worker-0")
+@pytest.mark.parametrize("state", ["suspect", "dead"])
+def test_a_worker_in_trouble_is_said_to_be(state: str, make_status: MakeStatus) -> None:
+    line = line_of(drawn(make_status(worker_state=state)), "worker-0")
+    assert state in line
+    assert "500/s" not in line
+
+
+@pytest.mark.parametrize(("width", "bar"), [(80, 0), (85, 0), (86, 6), (100, 20), (104, 24), (300, 24)])
+def test_figures_go_before_bars(width: int, bar: int, make_status: MakeStatus) -> None:
+    status = make_status(phase="finished", chunks_done=80, names=("n" * 30,))
+    job = status.jobs[0]
+    big = replace(job.workers[0], examples=12_345_678, examples_per_second=12_345.0, clock=123_456)
+    text = drawn(replace(status, jobs=(replace(job, workers=(big,)),)), width=width)
+    whole, line = line_of(text, "epoch"), line_of(text, "nnn")
+    assert whole.count("━") == line.count("━") == bar
+    assert "done in 0:06" in whole
+    for fact in ("12,345,678 examples", "12,345/s", "step 123,456", "loss 0.2500"):
+        assert fact in line
+
+
+@pytest.mark.parametrize(("width", "bar"), [(40, 40), (60, 60), (80, 60)])
+def test_where_workers_have_no_bar_the_whole_s_has_a_line(
+    width: int, bar: int, make_status: MakeStatus
+) -> None:
+    lines = drawn(make_status(chunks_done=80), width=width).splitlines()
+    assert [line for line in lines if "━" in line] == ["━" * bar]
+
+
+def test_the_heading_follows_a_change(make_status: MakeStatus) -> None:
+    assert describe(JOB) == "digits · softmax · synchronous"
+    assert drawn(make_status(staleness=3.0)).startswith("digits · softmax · stale by at most 3 steps\n")
 
 
 def test_an_evaluation_under_way(make_status: MakeStatus) -> None:
@@ -104,14 +134,20 @@ def test_without_an_evaluation_there_is_the_training_loss_alone(make_status: Mak
 
 
 def test_a_step_that_waits_names_the_worker(make_status: MakeStatus) -> None:
-    waiting = Wait(30, ("worker-3", "worker-1"), 2.13)
-    assert "waiting for worker-3, worker-1 (2.1 s)" in drawn(make_status(wait=waiting))
+    waits = (Wait("digits", 0, "step 30", 2, ("worker-3", "worker-1"), 2.13),)
+    assert "step 30: 2 wait for worker-3 and worker-1 (2.1 s)" in drawn(make_status(waits=waits))
 
 
-@pytest.mark.parametrize("wait", [None, Wait(30, ("worker-3",), 0.1), Wait(30, (), 9.0)])
-def test_a_step_that_hardly_waits_does_not(wait: Wait | None, make_status: MakeStatus) -> None:
-    assert waits_for(wait) == ""
-    assert "waiting" not in drawn(make_status(wait=wait))
+def test_only_the_longest_wait_is_shown(make_status: MakeStatus) -> None:
+    waits = (Wait("digits", 0, "step 30", 2, ("a",), 2.0), Wait("digits", 0, "chunks", 1, ("b",), 3.0))
+    text = drawn(make_status(waits=waits))
+    assert "chunks: 1 waits for b (3.0 s)" in text
+    assert "step 30:" not in text
+
+
+def test_a_step_that_hardly_waits_does_not(make_status: MakeStatus) -> None:
+    waits = (Wait("digits", 0, "step 30", 1, ("worker-3",), 0.1),)
+    assert "wait" not in drawn(make_status(waits=waits))
 
 
 def test_more_workers_than_lines_are_counted(make_status: MakeStatus) -> None:
@@ -121,6 +157,14 @@ def test_more_workers_than_lines_are_counted(make_status: MakeStatus) -> None:
     assert rows == [f"worker-{i}" for i in range(10)]
 
 
+def test_the_live_are_shown_before_the_dead(make_status: MakeStatus) -> None:
+    status = make_status(names=("a", "b", "c"))
+    job = status.jobs[0]
+    workers = (replace(job.workers[0], state="dead"), *job.workers[1:])
+    text = drawn(replace(status, jobs=(replace(job, workers=workers),)), most_workers=2)
+    assert [line[0] for line in text.splitlines() if "examples " in line and line[0] in "abc"] == ["b", "c"]
+
+
 def test_workers_are_in_the_order_of_their_names(make_status: MakeStatus) -> None:
     text = drawn(make_status(names=("worker-10", "worker-2", "worker-1")))
     rows = [line.split()[0] for line in text.splitlines() if line.startswith("worker-")]
@@ -128,7 +172,7 @@ def test_workers_are_in_the_order_of_their_names(make_status: MakeStatus) -> Non
 
 
 def test_names_are_neither_markup_nor_control(make_status: MakeStatus) -> None:
-    text = drawn(make_status(names=("[red]a", ":bomb:", "\x1b[2J\r"), wait=Wait(1, ("\x1b]0;x\x07",), 3.0)))
+    text = drawn(make_status(names=("[red]a", ":bomb:", "\x1b[2J\r"), waits=(EVIL,)))
     assert "[red]a" in text
     assert ":bomb:" in text
     assert "\\x1b[2J" in text

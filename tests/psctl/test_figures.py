@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from psctl.figures import count, figure, plural, printable, size, span
+from psctl.figures import count, figure, names, plural, printable, silence, size, span, togetherness
 
 
 def test_peers_texts_cannot_command_the_terminal() -> None:
@@ -39,3 +39,34 @@ def test_span(seconds: float, text: str) -> None:
 )
 def test_size(number: int, text: str) -> None:
     assert size(number) == text
+
+
+@pytest.mark.parametrize(
+    ("who", "text"),
+    [
+        ((), ""), (("w1",), "w1"), (("w1", "w2"), "w1 and w2"), (("w1", "w2", "w3"), "w1, w2 and w3"),
+        (("w3", "w5", "a", "b", "c", "d"), "w3, w5 and 4 more"), (("a\x1b",), "a\\x1b"),
+    ],
+)  # fmt: skip
+def test_names(who: tuple[str, ...], text: str) -> None:
+    assert names(who) == text
+
+
+def test_names_of_whom_not_all_are_known() -> None:
+    assert names(("a", "b", "c", "d"), all_known=False) == "a, b and at least 2 more"
+
+
+@pytest.mark.parametrize(
+    ("staleness", "text"),
+    [
+        (0.0, "synchronous"), (1.0, "stale by at most 1 step"), (3.0, "stale by at most 3 steps"),
+        (12345678.0, "stale by at most 12345678 steps"), (math.inf, "asynchronous"),
+    ],
+)  # fmt: skip
+def test_togetherness(staleness: float, text: str) -> None:
+    assert togetherness(staleness) == text
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.04, "0.0 s"), (99.94, "99.9 s"), (100.0, "1:40")])
+def test_silence(seconds: float, text: str) -> None:
+    assert silence(seconds) == text

@@ -33,9 +33,11 @@ def test_the_end_is_told_at_once_and_once(make_status: MakeStatus) -> None:
 
 
 def test_a_wait_is_told(make_status: MakeStatus) -> None:
-    line = ProgressLines(JOB).after(make_status(wait=Wait(3, ("a\x1b",), 2.0)), now=0.0)
+    line = ProgressLines(JOB).after(
+        make_status(waits=(Wait("digits", 0, "step 3", 1, ("a\x1b",), 2.0),)), now=0.0
+    )
     assert line is not None
-    assert line.endswith("waiting for a\\x1b (2.0 s)")
+    assert line.endswith(", step 3: 1 waits for a\\x1b (2.0 s)")
 
 
 def test_another_job_is_not_told(make_status: MakeStatus) -> None:

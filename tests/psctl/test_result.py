@@ -31,6 +31,7 @@ def test_the_json_has_exactly_the_promised_keys(make_status: MakeStatus) -> None
         "loss": 0.6,
         "metrics": {"accuracy": 0.75},
         "checkpoint": None,
+        "died": 0,
     }
 
 
@@ -67,6 +68,7 @@ def test_the_table_names_every_figure(make_status: MakeStatus) -> None:
     with console.capture() as captured:
         console.print(result_table(result_of(make_status(), JOB)))
     text = captured.get()
+    assert "died" not in text
     for fact in (
         "digits (softmax)",
         "1 server, 2 workers",
@@ -77,3 +79,15 @@ def test_the_table_names_every_figure(make_status: MakeStatus) -> None:
         "0.7500",
     ):
         assert fact in text
+
+
+def test_workers_that_died_are_counted(make_status: MakeStatus) -> None:
+    status = make_status(names=("a", "b", "c"))
+    job = status.jobs[0]
+    workers = (replace(job.workers[0], state="dead"), *job.workers[1:])
+    result = result_of(replace(status, jobs=(replace(job, workers=workers),)), JOB)
+    assert (result.workers, result.died) == (3, 1)
+    console = Console(file=io.StringIO(), width=80, color_system=None)
+    with console.capture() as captured:
+        console.print(result_table(result))
+    assert "1 server, 3 workers (1 died)" in captured.get()

@@ -1,6 +1,7 @@
 import argparse
 import io
 import json
+import os
 import signal
 from collections.abc import Callable
 
@@ -75,6 +76,23 @@ def test_a_server_that_does_not_answer_is_the_cluster_s_to_explain(fake_cluster:
 
     with pytest.raises(ProcessFailed, match="server-0 ended with exit code 143"):
         train.train(cluster, JOB, lambda status: None, fetch)
+
+
+def test_a_worker_that_is_killed_is_said_and_the_others_finish(
+    fake_cluster: MakeCluster, make_status: MakeStatus, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster = fake_cluster(1, 2)
+
+    async def fetch(host: str, port: int) -> ClusterStatus:
+        one, other = cluster.workers
+        if one.returncode is None:
+            os.kill(one.pid, signal.SIGKILL)
+        elif other.returncode is None and caplog.messages and "flags" in other.log_tail():
+            os.kill(other.pid, signal.SIGUSR1)  # it is done
+        return make_status()
+
+    assert train.train(cluster, JOB, lambda status: None, fetch).examples == 4500
+    assert caplog.messages == ["worker-0 was killed by SIGKILL; the job goes on without it"]
 
 
 def test_json_is_one_object_and_nothing_else(trained: Trained, capsys: Output) -> None:

@@ -72,43 +72,99 @@ def test_nothing_is_initialised_that_nobody_creates() -> None:
         catalogue.initialised("w", 1)
 
 
-@given(st.lists(st.tuples(st.sampled_from(["create", "lost", "done"]), st.integers(0, 3)), max_size=30))
-def test_at_any_time_at_most_one_fills_and_everybody_is_answered(events: list[tuple[str, int]]) -> None:
-    """Who fills a tensor holds its newest attempt, and every ask is answered unless its client is gone."""
-    catalogue: TensorCatalogue[int, int] = TensorCatalogue()
-    open_asks: dict[int, int] = {}  # ask -> client
-    newest, filled = 0, False
+def test_who_waits_and_asks_again_is_answered_where_it_asked_last() -> None:
+    """Its former connection has broken: an answer there would reach nobody, and the others wait for it."""
+    catalogue: TensorCatalogue[str, str] = TensorCatalogue()
+    catalogue.create("w", SPEC, "ada", "ask 1", place)
+    assert catalogue.create("w", SPEC, "bob", "before the cut", place) is None
+    assert catalogue.create("w", SPEC, "bob", "after the cut", place) is None
+    assert [asks for _, _, asks in catalogue.waits()] == [["after the cut"]]
+    assert catalogue.lost("ada") == [("after the cut", Created(BLOCKS, 2))]
+    assert list(catalogue.waits()) == []
 
-    def answered(ask: int, created: Created) -> None:
-        nonlocal newest
-        del open_asks[ask]
-        assert (created.attempt is None) == filled
+
+def test_saying_again_that_a_tensor_is_filled_changes_nothing() -> None:
+    catalogue: TensorCatalogue[str, str] = TensorCatalogue()
+    catalogue.create("w", SPEC, "ada", "ask 1", place)
+    assert catalogue.create("w", SPEC, "bob", "ask 2", place) is None
+    assert catalogue.initialised("w", 1) == [("ask 2", Created(BLOCKS))]
+    assert catalogue.initialised("w", 1) == []
+    assert catalogue.lost("ada") == []
+    assert catalogue.create("w", SPEC, "eve", "ask 3", place) == Created(BLOCKS)
+
+
+def test_it_is_said_who_waits_for_whom() -> None:
+    catalogue: TensorCatalogue[str, str] = TensorCatalogue()
+    catalogue.create("w", SPEC, "ada", "ask 1", place)
+    assert list(catalogue.waits()) == []
+    catalogue.create("w", SPEC, "bob", "ask 2", place)
+    catalogue.create("w", SPEC, "eve", "ask 3", place)
+    assert list(catalogue.waits()) == [("w", "ada", ["ask 2", "ask 3"])]
+    catalogue.lost("ada")
+    assert list(catalogue.waits()) == [("w", "bob", ["ask 3"])]
+    catalogue.initialised("w", 2)
+    assert list(catalogue.waits()) == []
+
+
+class Asked:
+    """Clients of one tensor, and which of their asks is open; each listens to its newest only."""
+
+    def __init__(self) -> None:
+        self.catalogue: TensorCatalogue[int, int] = TensorCatalogue()
+        self.open: dict[int, int] = {}  # newest ask, by client
+        self.filling: int | None = None  # the client that was told the newest attempt
+        self.attempt = 0
+        self.filled = False
+
+    def create(self, client: int, ask: int) -> None:
+        if self.filling == client:
+            self.filling = None
+        self.open[client] = ask
+        created = self.catalogue.create("w", SPEC, client, ask, place)
+        if created is not None:
+            self.answered(ask, created)
+
+    def answered(self, ask: int, created: Created) -> None:
+        (client,) = [one for one, newest in self.open.items() if newest == ask]
+        del self.open[client]
+        assert (created.attempt is None) == self.filled
         if created.attempt is not None:
-            assert created.attempt > newest
-            newest = created.attempt
+            assert self.filling is None
+            assert created.attempt > self.attempt
+            self.filling, self.attempt = client, created.attempt
 
+    def lost(self, client: int) -> None:
+        self.open.pop(client, None)
+        if self.filling == client:
+            self.filling = None
+        for ask, created in self.catalogue.lost(client):
+            self.answered(ask, created)
+
+    def done(self) -> None:
+        self.filled, self.filling = True, None
+        for ask, created in self.catalogue.initialised("w", self.attempt):
+            self.answered(ask, created)
+
+
+EVENTS = st.lists(
+    st.tuples(st.sampled_from(["create", "create", "lost", "done", "stale"]), st.integers(0, 3)), max_size=40
+)
+
+
+@given(EVENTS)
+def test_at_any_time_at_most_one_fills_and_everybody_is_answered(events: list[tuple[str, int]]) -> None:
+    """Clients ask, ask again after a cut, and go away; as long as anybody waits somebody fills."""
+    asked = Asked()
     for ask, (event, client) in enumerate(events):
         if event == "create":
-            open_asks[ask] = client
-            created = catalogue.create("w", SPEC, client, ask, place)
-            if created is not None:
-                answered(ask, created)
+            asked.create(client, ask)
         elif event == "lost":
-            open_asks = {one: owner for one, owner in open_asks.items() if owner != client}
-            for one, created in catalogue.lost(client):
-                answered(one, created)
-        elif newest and not filled and catalogue_takes(catalogue, newest):
-            filled = True
-            for one in list(open_asks):
-                del open_asks[one]
-    if filled:
-        assert catalogue.create("w", SPEC, 9, -1, place) == Created(BLOCKS)
-
-
-def catalogue_takes(catalogue: TensorCatalogue[int, int], attempt: int) -> bool:
-    """Whether the newest attempt was still under way, and is done now."""
-    try:
-        catalogue.initialised("w", attempt)
-    except BadRequest:
-        return False
-    return True
+            asked.lost(client)
+        elif event == "done" and asked.filling is not None:
+            asked.done()
+        elif event == "stale" and asked.attempt > 1 and not asked.filled:
+            with pytest.raises(BadRequest, match="another attempt"):
+                asked.catalogue.initialised("w", asked.attempt - 1)
+        assert not asked.open or asked.filling is not None
+        waiting = [newest for _, _, asks in asked.catalogue.waits() for newest in asks]
+        assert sorted(waiting) == sorted(asked.open.values())

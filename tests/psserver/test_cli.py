@@ -58,6 +58,9 @@ def port_in_use() -> Iterator[int]:
         (["--max-connections", "0"], "--max-connections 0"),
         (["--shard", "1"], "--shard 1 goes with --join"),
         (["--shard", "0", "--join", "127.0.0.1:7070"], "count from 1"),
+        (["--heartbeat-interval", "2s", "--dead-after", "1s"], "--dead-after 1s"),
+        (["--heartbeat-interval", "1ms"], "10ms or more"),
+        (["--dead-after", "soon"], "soon"),
         (["--host", "0.0.0.0"], "--insecure"),
         (["--port", "65536"], "65536"),
         (["--port", "http"], "http"),
@@ -140,7 +143,8 @@ def test_a_lost_coordinator_is_exit_code_15(
 ) -> None:
     with cluster_in_thread(shards=2, started=1) as cluster:
         when_ready(lambda _: cluster.stop())
-        assert main([*FREE_PORTS, "--join", cluster.address]) == ExitCode.CLUSTER_LOST
+        arguments = [*FREE_PORTS, "--join", cluster.address, "--reconnect-for", "100ms"]
+        assert main(arguments) == ExitCode.CLUSTER_LOST
         assert "coordinator is gone" in capsys.readouterr().err
 
 

@@ -1,175 +1,250 @@
+import math
+from collections.abc import Mapping
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.errors import BadRequest, NotAMember, WorkerLost
-from protocol.messages import Member
-from psserver.consistency import StepBarrier
+from protocol.messages import Epoch, Member
+from psserver.consistency import Clocks
 
 
-def member(worker: int, until: int | None = None) -> Member:
-    return Member(worker, 1, f"w{worker}", until)
+def epoch(staleness: float, begins: Mapping[int, int], *, since: int = 0, again: int = 1) -> Epoch:
+    """An epoch of workers 0, 1, ... that began at these steps, all in their incarnation ``again``."""
+    members = tuple(Member(worker, again, f"w{worker}", clock) for worker, clock in begins.items())
+    return Epoch("job", 1, staleness, since, members)
 
 
-def barrier_of(*workers: int) -> StepBarrier:
-    barrier = StepBarrier()
-    barrier.set_members(tuple(member(worker) for worker in workers), ())
-    return barrier
+def clocks_of(staleness: float, *workers: int) -> Clocks:
+    clocks = Clocks()
+    clocks.follow(epoch(staleness, dict.fromkeys(workers, 0)))
+    return clocks
 
 
-def end(barrier: StepBarrier, worker: int, step: int, now: float = 0.0) -> None:
-    barrier.begin(worker, step, ends=True, now=now)
-    barrier.added()
+def end_steps(clocks: Clocks, worker: int, count: int) -> None:
+    for _ in range(count):
+        clocks.ended(worker, clocks.clock(worker))
 
 
-def test_a_step_completes_when_all_have_ended_it() -> None:
-    barrier = barrier_of(0, 1)
-    assert not barrier.complete  # nobody has ended it: nothing to commit
-    end(barrier, 0, 0)
-    assert not barrier.complete
-    assert barrier.waiting_for() == ("w1",)
-    end(barrier, 1, 0)
-    assert barrier.complete
-    barrier.advance()
-    assert barrier.clock == 1
-    assert not barrier.complete
-    assert barrier.waiting_for() == ("w0", "w1")
+def test_a_clock_counts_the_steps_that_were_ended() -> None:
+    clocks = clocks_of(math.inf, 0, 1)
+    end_steps(clocks, 0, 3)
+    assert [clocks.clock(worker) for worker in (0, 1)] == [3, 0]
+    assert (clocks.slowest, clocks.furthest, clocks.lead(0), clocks.lead(1)) == (0, 3, 3, 0)
 
 
-def test_a_push_alone_does_not_end_a_step() -> None:
-    barrier = barrier_of(0)
-    barrier.begin(0, 0, ends=False, now=0.0)
-    barrier.added()
-    assert not barrier.complete
-    end(barrier, 0, 0)
-    assert barrier.complete
+def test_ending_a_step_again_changes_nothing() -> None:
+    clocks = clocks_of(2, 0, 1)
+    end_steps(clocks, 0, 2)
+    clocks.ended(0, 0)
+    clocks.ended(0, 1)
+    assert (clocks.clock(0), clocks.slowest, clocks.furthest) == (2, 0, 2)
+    end_steps(clocks, 1, 2)
+    assert clocks.slowest == 2
 
 
-def test_a_step_is_not_complete_while_a_gradient_is_being_added() -> None:
-    barrier = barrier_of(0, 1)
-    barrier.begin(0, 0, ends=True, now=0.0)
-    end(barrier, 1, 0)
-    assert not barrier.complete
-    barrier.added()
-    assert barrier.complete
+@pytest.mark.parametrize("k", [1, 2, 7])
+def test_a_worker_may_be_k_steps_ahead_and_no_more(k: int) -> None:
+    clocks = clocks_of(k, 0, 1)
+    for _ in range(k):
+        end_steps(clocks, 0, 1)
+        assert clocks.may_read(0)
+    end_steps(clocks, 0, 1)
+    assert not clocks.may_read(0)
+    assert clocks.may_read(1)
+    assert clocks.behind(clocks.clock(0)) == ("w1",)
+    end_steps(clocks, 1, 1)
+    assert clocks.may_read(0)
+    assert clocks.behind(clocks.clock(0)) == ()
 
 
-def test_since_is_when_the_first_worker_ended() -> None:
-    barrier = barrier_of(0, 1)
-    barrier.begin(0, 0, ends=False, now=1.0)
-    barrier.added()
-    assert barrier.since is None
-    end(barrier, 1, 0, now=2.0)
-    end(barrier, 0, 0, now=3.0)
-    assert barrier.since == 2.0
-    barrier.advance()
-    assert barrier.since is None
+def test_nobody_waits_in_an_asynchronous_job() -> None:
+    clocks = clocks_of(math.inf, 0, 1)
+    end_steps(clocks, 0, 1000)
+    assert clocks.may_read(0)
+    assert clocks.behind(1000) == ()
 
 
-@pytest.mark.parametrize("step", [0, 2, 2**63 - 1])
-def test_only_the_open_step_may_be_pushed_into(step: int) -> None:
-    barrier = barrier_of(0)
-    end(barrier, 0, 0)
-    barrier.advance()
-    with pytest.raises(BadRequest, match="open step is 1") as caught:
-        barrier.check(0, step)
-    assert (caught.value.field, caught.value.value) == ("step", str(step))
+@pytest.mark.parametrize("back", [False, True])
+def test_a_worker_that_is_out_is_waited_for_no_longer(back: bool) -> None:
+    clocks = clocks_of(1, 0, 1, 2)
+    end_steps(clocks, 0, 2)
+    end_steps(clocks, 2, 1)
+    assert not clocks.may_read(0)
+    clocks.follow(epoch(1, {0: 0, 2: 0}))
+    assert clocks.may_read(0)
+    if back:
+        members = (Member(0, 1, "w0", 0), Member(1, 2, "w1", 2), Member(2, 1, "w2", 0))
+        clocks.follow(Epoch("job", 3, 1, 0, members))
+        assert clocks.may_read(0)
+        assert (clocks.clock(1), clocks.slowest) == (2, 1)  # not where its former self was
 
 
-def test_a_worker_ends_a_step_once_and_pushes_nothing_after_its_end() -> None:
-    barrier = barrier_of(0, 1)
-    end(barrier, 0, 0)
-    for ends in (True, False):
-        with pytest.raises(BadRequest, match="once"):
-            barrier.begin(0, 0, ends=ends, now=0.0)
-    end(barrier, 1, 0)
-    assert barrier.complete  # what was refused is not counted as being added
+def test_a_new_incarnation_begins_at_its_own_clock_also_if_the_death_was_not_heard_of() -> None:
+    clocks = clocks_of(1, 0, 1)
+    end_steps(clocks, 0, 5)
+    clocks.follow(epoch(1, {0: 3, 1: 3}, again=2))
+    assert [clocks.clock(worker) for worker in (0, 1)] == [3, 3]
 
 
-def test_strangers_are_refused() -> None:
-    barrier = barrier_of(0)
-    with pytest.raises(NotAMember) as caught:
-        barrier.check(7, 0)
-    assert (caught.value.field, caught.value.value) == ("worker", "7")
+def test_an_epoch_takes_no_step_from_those_who_stay() -> None:
+    clocks = clocks_of(3, 0, 1)
+    end_steps(clocks, 0, 2)
+    clocks.follow(epoch(3, {0: 0, 1: 0, 2: 2}))
+    assert [clocks.clock(worker) for worker in (0, 1, 2)] == [2, 0, 2]
 
 
-def test_a_leaver_releases_the_steps_from_its_last_on() -> None:
-    barrier = barrier_of(0, 1)
-    end(barrier, 0, 0)
-    barrier.set_members((member(0), member(1, until=0)), ())
-    assert barrier.waiting_for() == ()
-    assert barrier.complete
+def test_turning_the_dial_brings_everybody_to_one_step() -> None:
+    clocks = clocks_of(math.inf, 0, 1)
+    end_steps(clocks, 0, 40)
+    clocks.follow(epoch(1, {0: 0, 1: 0}, since=41))
+    assert [clocks.clock(worker) for worker in (0, 1)] == [41, 41]
+    clocks.ended(1, 7)  # of the former regime
+    assert clocks.clock(1) == 41
+    end_steps(clocks, 0, 1)
+    assert clocks.may_read(0)
+    end_steps(clocks, 0, 1)
+    assert not clocks.may_read(0)
 
 
-def test_the_steps_before_a_leavers_last_still_wait_for_it() -> None:
-    barrier = barrier_of(0, 1)
-    barrier.set_members((member(0), member(1, until=1)), ())
-    end(barrier, 0, 0)
-    assert barrier.waiting_for() == ("w1",)
-    end(barrier, 1, 0)
-    barrier.advance()
-    end(barrier, 0, 1)
-    assert barrier.complete
+def test_a_smaller_staleness_holds_those_who_are_ahead_until_the_others_come() -> None:
+    clocks = clocks_of(5, 0, 1)
+    end_steps(clocks, 0, 5)
+    clocks.follow(epoch(2, {0: 0, 1: 0}))
+    assert not clocks.may_read(0)
+    end_steps(clocks, 1, 3)
+    assert clocks.may_read(0)
 
 
-def test_who_has_left_cannot_push_any_more() -> None:
-    barrier = barrier_of(0, 1)
-    barrier.set_members((member(0), member(1, until=0)), ())
-    with pytest.raises(NotAMember, match="left"):
-        barrier.check(1, 0)
+def test_a_step_is_in_lockstep_from_the_turn_of_the_dial_on() -> None:
+    clocks = clocks_of(0, 0)
+    assert clocks.in_lockstep(0)
+    clocks.follow(epoch(0, {0: 0}, since=4))
+    assert [clocks.in_lockstep(step) for step in (3, 4, 5)] == [False, True, True]
+    clocks.follow(epoch(1, {0: 0}, since=6))
+    assert not clocks.in_lockstep(6)
 
 
-def test_a_lost_worker_fails_everybody_and_is_named() -> None:
-    barrier = barrier_of(0, 1, 2)
-    end(barrier, 0, 0)
-    assert not barrier.failed
-    barrier.set_members((member(0),), ("w1", "w2"))
-    assert barrier.failed
-    with pytest.raises(WorkerLost) as caught:
-        barrier.check(0, 0)
-    assert caught.value.value == "w1, w2"
+def test_who_is_ahead_of_a_step_is_known() -> None:
+    clocks = clocks_of(math.inf, 0, 1, 2)
+    end_steps(clocks, 0, 3)
+    end_steps(clocks, 1, 2)
+    assert [clocks.ahead_of(step) for step in (-1, 1, 2, 3)] == [[0, 1, 2], [0, 1], [0], []]
 
 
-@given(st.data())
-def test_no_step_commits_before_all_of_its_members_ended_it(data: st.DataObject) -> None:
-    """Workers end steps, are slow at adding, and leave, in any order; a model says who is owed."""
-    workers = data.draw(st.integers(1, 4), label="workers")
-    barrier = barrier_of(*range(workers))
-    until: dict[int, int | None] = dict.fromkeys(range(workers))
-    clocks = dict.fromkeys(range(workers), 0)  # steps that the worker has ended
-    adding = 0
-    for _ in range(data.draw(st.integers(0, 60), label="events")):
-        present = [w for w in range(workers) if until[w] is None]
-        if not present:
-            break
-        match data.draw(st.sampled_from(["end", "push", "added", "leave", "commit"])):
-            case "end":
-                worker = data.draw(st.sampled_from(present))
-                if clocks[worker] == barrier.clock:
-                    barrier.begin(worker, clocks[worker], ends=True, now=0.0)
-                    adding += 1
-                    clocks[worker] += 1
-                else:
-                    with pytest.raises(BadRequest):
-                        barrier.begin(worker, clocks[worker], ends=True, now=0.0)
-            case "push":
-                worker = data.draw(st.sampled_from(present))
-                if clocks[worker] == barrier.clock:
-                    barrier.begin(worker, clocks[worker], ends=False, now=0.0)
-                    adding += 1
-            case "added" if adding:
-                barrier.added()
-                adding -= 1
-            case "leave" if len(present) > 1:
-                worker = data.draw(st.sampled_from(present))
-                until[worker] = clocks[worker]
-                barrier.set_members(tuple(member(w, until[w]) for w in range(workers)), ())
-            case "commit" if barrier.complete:
-                barrier.advance()
-        step = barrier.clock
-        last = {w: step + 1 if (left := until[w]) is None else left for w in range(workers)}
-        owed = {f"w{w}" for w in range(workers) if clocks[w] <= step < last[w]}
-        assert set(barrier.waiting_for()) == owed
-        if barrier.complete:
-            assert not owed
-            assert not adding
+def test_without_workers_there_is_nobody_to_wait_for() -> None:
+    clocks = clocks_of(1, 0)
+    end_steps(clocks, 0, 3)
+    clocks.follow(epoch(1, {}))
+    assert (clocks.slowest, clocks.furthest, clocks.behind(9)) == (0, 3, ())
+    clocks.follow(epoch(1, {4: 7}))
+    assert (clocks.slowest, clocks.furthest) == (7, 7)
+
+
+class Job:
+    """Workers that go on only when they may, beside the clocks that say so."""
+
+    def __init__(self, staleness: float) -> None:
+        self.staleness = staleness
+        self.since = 0
+        self.incarnations = 0
+        self.furthest = 0
+        self.live: dict[int, tuple[int, int]] = {}  # incarnation and first step, by worker
+        self.at: dict[int, int] = {}  # the step that each is in
+        self.clocks = Clocks()
+
+    def follow(self) -> None:
+        members = tuple(Member(w, again, f"w{w}", first) for w, (again, first) in self.live.items())
+        self.clocks.follow(Epoch("job", 1, self.staleness, self.since, members))
+
+    def joins(self, worker: int) -> None:
+        """As the coordinator does it: who joins begins where the furthest ever was."""
+        self.incarnations += 1
+        first = max(self.since, self.clocks.furthest)
+        self.live[worker] = (self.incarnations, first)
+        self.at[worker] = first
+        self.follow()
+
+    def goes(self, worker: int) -> None:
+        del self.live[worker], self.at[worker]
+        self.follow()
+
+    def set(self, staleness: float) -> None:
+        if staleness != math.inf and self.staleness == math.inf:
+            self.since = max(self.since, self.clocks.furthest) + 1
+            self.at = {worker: max(step, self.since) for worker, step in self.at.items()}
+        self.staleness = staleness
+        self.follow()
+
+    def ends(self, worker: int) -> None:
+        if self.clocks.may_read(worker):
+            self.clocks.ended(worker, self.at[worker])
+            self.at[worker] += 1
+
+    def agrees(self) -> None:
+        clocks, at = self.clocks, self.at
+        assert {worker: clocks.clock(worker) for worker in at} == at
+        slowest = min(at.values(), default=0)
+        self.furthest = max(self.furthest, self.since, *at.values(), 0)
+        assert (clocks.slowest, clocks.furthest) == (slowest, self.furthest)
+        for worker, step in at.items():
+            assert clocks.lead(worker) == step - slowest
+            assert clocks.may_read(worker) == all(step - other <= self.staleness for other in at.values())
+            waits_for = [f"w{w}" for w, other in at.items() if other < step - self.staleness]
+            assert sorted(clocks.behind(step)) == sorted(waits_for)
+            assert clocks.may_read(worker) == (not waits_for)
+        assert not at or any(clocks.may_read(worker) for worker in at)
+
+
+WORKERS = st.integers(0, 3)
+STALENESS = st.sampled_from([1, 1, 2, 5, math.inf])
+EVENT = st.one_of(
+    st.tuples(st.just("end"), WORKERS),
+    st.tuples(st.just("end"), WORKERS),
+    st.tuples(st.just("end"), WORKERS),
+    st.tuples(st.sampled_from(["join", "go"]), WORKERS),
+)
+
+
+def happens(job: Job, event: str, worker: int) -> None:
+    if event == "join":
+        job.joins(worker)
+    elif worker not in job.live:
+        return
+    elif event == "go":
+        job.goes(worker)
+    else:
+        job.ends(worker)
+
+
+@given(STALENESS, st.lists(EVENT, max_size=80))
+def test_who_obeys_is_never_more_than_k_steps_ahead_of_anybody(
+    staleness: float, events: list[tuple[str, int]]
+) -> None:
+    job = Job(staleness)
+    for worker in range(3):
+        job.joins(worker)
+    for event, worker in events:
+        happens(job, event, worker)
+        job.agrees()
+        at_work = [step for worker, step in job.at.items() if job.clocks.may_read(worker)]
+        waiting = [step for worker, step in job.at.items() if not job.clocks.may_read(worker)]
+        slowest = min(job.at.values(), default=0)
+        assert all(step - slowest <= staleness for step in at_work)
+        assert all(step - slowest == staleness + 1 for step in waiting)  # ended a step, begins no other
+
+
+@given(
+    st.lists(st.one_of(EVENT, EVENT, EVENT, EVENT, st.tuples(st.just("set"), STALENESS)), max_size=80),
+)
+def test_the_dial_may_be_turned_at_any_time(events: list[tuple[str, float]]) -> None:
+    """The slowest is always the minimum, and whoever is slowest may always go on: nobody waits for ever."""
+    job = Job(math.inf)
+    for worker in range(3):
+        job.joins(worker)
+    for event, what in events:
+        if event == "set":
+            job.set(what)
+        else:
+            happens(job, event, int(what))
+        job.agrees()

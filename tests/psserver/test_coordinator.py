@@ -1,5 +1,7 @@
 import asyncio
 import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import numpy as np
@@ -7,6 +9,8 @@ import pytest
 
 from protocol.errors import (
     BadRequest,
+    ConnectionLost,
+    Fenced,
     JobMismatch,
     NotFinite,
     PSError,
@@ -19,12 +23,35 @@ from protocol.messages import Create as CreateRequest
 from protocol.messages import Created, Leased, Plan, Spec
 from protocol.messages import Join as JoinRequest
 from protocol.optimizers import SGD, Add, spec_of
-from psworker.client import Client, connect, fetch_plan
+from protocol.status import ClusterStatus
+from psserver.membership import FailureSettings
+from psworker.asking import fetch_plan
+from psworker.client import Client, connect
 from tests.cluster import connected, full, hello, parts_of, payload_of, running_cluster, wire, workers
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered")
 
 LARGE = 200_000  # float32 elements: enough for 3 blocks
+
+QUICK = FailureSettings(heartbeat=0.05, dead_after=0.3)
+
+
+def silence(client: Client) -> None:
+    """Have a worker be gone without a word: nothing of it is heard any more."""
+    for link in client._links:
+        link.fail(ConnectionLost("gone"))
+
+
+def state_of(status: ClusterStatus, name: str) -> str:
+    return next(worker.state for job in status.jobs for worker in job.workers if worker.name == name)
+
+
+@asynccontextmanager
+async def gone_without_a_word(address: str, name: str) -> AsyncIterator[None]:
+    async with connect(address, name=name) as client:
+        silence(client)
+        yield
+
 
 PLAN = Plan("the job's text", chunks=3, epochs=1, evaluate_every=0, seed=0)
 
@@ -99,12 +126,17 @@ async def test_a_name_in_use_is_refused() -> None:
         await ps.create("w", [1.0])
 
 
-async def test_nobody_joins_a_synchronous_job_under_way() -> None:
+async def test_a_late_worker_takes_part_from_the_open_step_on() -> None:
     async with running_cluster(2) as cluster, workers(cluster.address, 2, staleness=0) as (a, b):
-        for settings in ({"name": "late"}, {"name": "late", "staleness": 0, "workers": 2}):
-            with pytest.raises(JobMismatch, match="synchronous"):
-                async with connect(cluster.address, **settings):
-                    pass
+        await a.create("w", full(LARGE, 0.0), Add())
+        await asyncio.gather(a.step(), b.step())
+        async with connect(cluster.address, name="late", staleness=0, workers=2) as late:
+            assert late.clock == 1
+            pushes = [
+                ps.push_pull({"w": full(LARGE, amount)}) for ps, amount in ((a, 1.0), (b, 2.0), (late, 6.0))
+            ]
+            for new in await asyncio.gather(*pushes):
+                np.testing.assert_array_equal(new["w"], full(LARGE, 3.0))
         await asyncio.gather(a.step(), b.step())
 
 
@@ -119,17 +151,16 @@ async def test_coming_back_is_the_next_incarnation() -> None:
         np.testing.assert_array_equal(await other.pull("w"), full(LARGE, 3.0))
 
 
-async def test_a_lost_worker_may_come_back_to_an_asynchronous_job() -> None:
-    async with running_cluster(2) as cluster, connect(cluster.address, name="stays") as other:
+async def test_a_dead_worker_may_come_back() -> None:
+    async with running_cluster(2, failure=QUICK) as cluster, connect(cluster.address, name="stays") as other:
         await other.create("w", full(4, 0.0), Add())
-        async with connect(cluster.address, name="a") as first:
-            first._shards[0].abort()
-            await cluster.until(lambda s: s.jobs[0].workers[1].state == "lost")
-            async with connect(cluster.address, name="a") as again:
-                assert again.joined is not None
-                assert again.joined.incarnation == 2
-                await again.push({"w": full(4, 1.0)})
-                assert (await cluster.job()).workers[1].state == "training"
+        async with gone_without_a_word(cluster.address, "a"):
+            await cluster.until(lambda s: state_of(s, "a") == "dead")
+        async with connect(cluster.address, name="a") as again:
+            assert again.joined is not None
+            assert again.joined.incarnation == 2
+            await again.push({"w": full(4, 1.0)})
+            assert state_of(await cluster.status(), "a") == "training"
         np.testing.assert_array_equal(await other.pull("w"), full(4, 1.0))
 
 
@@ -195,7 +226,7 @@ async def test_the_next_creator_fills_what_the_first_left_half_filled() -> None:
     spec = Spec("float32", (LARGE,), spec_of(Add()))
     async with running_cluster(3) as cluster, connect(cluster.address) as ps:
         async with connected(cluster.address, hello()) as dying:
-            await dying.request(JoinRequest("default"))
+            await dying.request(JoinRequest("token", "default"))
             created: Created
             created, _ = await dying.request(CreateRequest("w", spec))
             assert created.attempt == 1
@@ -236,7 +267,7 @@ async def test_a_creator_that_failed_may_try_again() -> None:
     spec = ["float32", [4], ["add", []]]
     async with running_cluster() as cluster, wire(cluster.address) as worker:
         await worker.ask("hello", versions=[VERSION], client="test")
-        await worker.ask("join", job="default")
+        await worker.ask("join", token="token", job="default")
         for attempt, value, op in ((1, math.nan, "error"), (2, 5.0, "ok")):
             created = await worker.ask("create", name="w", spec=spec)
             assert created["attempt"] == attempt
@@ -322,20 +353,32 @@ async def test_leases_are_handed_out_and_waited_for() -> None:
         assert (progress.phase, progress.chunks_done, progress.train_examples) == ("finished", 3, 40)
 
 
-async def test_the_leases_of_a_lost_worker_go_to_those_who_wait() -> None:
-    async with running_cluster() as cluster, workers(cluster.address, 2, plan=PLAN) as (a, b):
+async def test_the_leases_of_a_dead_worker_go_to_those_who_wait() -> None:
+    async with running_cluster(failure=QUICK) as cluster, workers(cluster.address, 2, plan=PLAN) as (a, b):
         leases = [await a.lease(block=True) for _ in range(3)]
         waiting = asyncio.create_task(b.lease(block=True))
         await cluster.status()
-        a._shards[0].abort()
+        silence(a)
         assert await waiting in leases
+        await cluster.until(lambda s: state_of(s, "w0") == "dead")
         with pytest.raises(PSError):
             await a.finish(leases[0], 1, {})
 
 
+async def test_a_worker_that_sits_on_a_chunk_while_others_wait_is_hung() -> None:
+    """Its heartbeats go on; its work does not."""
+    failure = FailureSettings(heartbeat=0.05, dead_after=30.0, hung_after=0.3)
+    plan = Plan("text", 1, 1, 0, 0)
+    async with running_cluster(failure=failure) as cluster, workers(cluster.address, 2, plan=plan) as (a, b):
+        lease = await a.lease(block=True)
+        assert await b.lease(block=True) == lease
+        assert state_of(await cluster.status(), "w0") == "dead"
+        await b.finish(lease, 1, {})
+
+
 async def test_a_part_is_its_workers_until_that_is_gone() -> None:
     plan = Plan("text", 4, 1, 0, 0, "contiguous", 2)
-    async with running_cluster() as cluster, workers(cluster.address, 2, plan=plan) as (a, b):
+    async with running_cluster(failure=QUICK) as cluster, workers(cluster.address, 2, plan=plan) as (a, b):
         async with connect(cluster.address, name="surplus", plan=plan) as surplus:
             leases = {ps: [await ps.lease(block=False) for _ in range(3)] for ps in (a, b)}
             for found in leases.values():
@@ -344,7 +387,7 @@ async def test_a_part_is_its_workers_until_that_is_gone() -> None:
             assert sorted(chunks) == [[0, 1], [2, 3]]
             waiting = asyncio.create_task(surplus.lease(block=True))
             await surplus.lease(block=False)  # by its answer, the one before it is waiting
-            a._shards[0].abort()
+            silence(a)
             assert await waiting == leases[a][0]
         # What the surplus worker gave back goes to who takes the part over.
         async with connect(cluster.address, name="heir", plan=plan) as heir:
@@ -357,7 +400,7 @@ async def test_the_part_of_a_lease_comes_back_with_its_finish() -> None:
     async with running_cluster() as cluster, connect(cluster.address, plan=plan) as ps:
         own, other = [await ps.lease(block=False) for _ in range(2)]
         assert (own.part, other.part) == (0, 1)
-        with pytest.raises(BadRequest):
+        with pytest.raises(Fenced):
             await ps.finish(Leased("train", 1, 0), 1, {})
         await ps.finish(own, 1, {})
         await ps.finish(other, 1, {})
@@ -382,11 +425,12 @@ async def test_a_chunk_is_counted_once() -> None:
             (a, Leased("train", 1, 99)),
             (a, Leased("evaluate", 1, lease.chunk)),
         ):
+            client._leased.add(leased)  # the client would not ask otherwise
             with pytest.raises(BadRequest) as caught:
                 await client.finish(leased, 1, {})
             assert caught.value.field == "chunk"
         await a.finish(lease, 1, {})
-        with pytest.raises(BadRequest):
+        with pytest.raises(Fenced):
             await a.finish(lease, 1, {})
         progress = (await cluster.job()).progress
         assert progress is not None
@@ -407,7 +451,7 @@ async def test_latecomers_to_a_finished_synchronous_job_find_nothing_to_do() -> 
             assert (await late.lease(block=False)).kind == "finished"
             assert late.clock == 1
             np.testing.assert_array_equal(await late.pull("w"), full(4, 1.0))
-            await ps.step()  # nor is it waited for
+        await ps.step()  # it is not waited for any more
 
 
 # --- status
@@ -418,9 +462,9 @@ async def test_the_status_tells_who_does_what() -> None:
         a.report.examples, a.report.loss = 7, 0.5
         await a._send_heartbeat()
         step = asyncio.create_task(b.step())
-        job = (await cluster.until(lambda s: s.jobs[0].wait is not None)).jobs[0]
-        assert job.wait is not None
-        assert (job.wait.step, job.wait.waiting_for) == (0, ("w0",))
+        job = (await cluster.until(lambda s: bool(s.jobs[0].waits))).jobs[0]
+        (wait,) = job.waits
+        assert (wait.what, wait.waiting, wait.waiting_for, wait.shard) == ("step 0", 1, ("w0",), 0)
         assert (job.name, job.staleness, job.step) == ("default", 0.0, 0)
         mine = next(worker for worker in job.workers if worker.name == "w0")
         assert (mine.state, mine.examples, mine.loss) == ("training", 7, 0.5)

@@ -27,7 +27,7 @@ def plan(
 
 def done(leased: Leased, examples: int = 1, **measures: float) -> Finish:
     means = tuple(Measure(name, value) for name, value in measures.items())
-    return Finish(leased.kind, leased.epoch, leased.chunk, examples, means, leased.part)
+    return Finish(1, leased.kind, leased.epoch, leased.chunk, examples, means, leased.part)
 
 
 def work_alone(ledger: Ledger) -> list[Leased]:
@@ -150,11 +150,11 @@ def test_only_a_lease_held_is_finished_and_once(wrong: str) -> None:
     worker = 0
     match wrong:
         case "kind":
-            finish = Finish("evaluate", leased.epoch, leased.chunk, 1, ())
+            finish = Finish(1, "evaluate", leased.epoch, leased.chunk, 1, ())
         case "epoch":
-            finish = Finish("train", leased.epoch + 1, leased.chunk, 1, ())
+            finish = Finish(1, "train", leased.epoch + 1, leased.chunk, 1, ())
         case "chunk":
-            finish = Finish("train", leased.epoch, 99, 1, ())
+            finish = Finish(1, "train", leased.epoch, 99, 1, ())
         case "worker":
             worker = 1
         case "examples":

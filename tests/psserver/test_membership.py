@@ -1,46 +1,99 @@
-from typing import Any
+import itertools
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.errors import BadRequest, JobMismatch, PSError
+from protocol.errors import BadRequest, Fenced
 from protocol.messages import Heartbeat
-from psserver.membership import Membership, Worker
+from psserver.membership import FailureSettings, Membership, Worker
+
+SETTINGS = FailureSettings(heartbeat=1.0, dead_after=5.0, hung_after=60.0)
 
 
-def join(workers: Membership, name: str | None = None, finished_at: int | None = None) -> Worker:
-    return workers.join(name, finished_at=finished_at, now=0.0)
+def membership(needed: int = 1) -> Membership:
+    return Membership(needed, SETTINGS)
+
+
+_tokens = itertools.count()
+
+
+def join(workers: Membership, name: str | None = None, now: float = 0.0, token: str | None = None) -> Worker:
+    """Join, and be told so at once if the job has started."""
+    worker = workers.join(name, token or f"token {next(_tokens)}", now)
+    if workers.started:
+        workers.tell(worker, now)
+    return worker
+
+
+def names(workers: Sequence[Worker]) -> list[str]:
+    return [worker.name for worker in workers]
 
 
 def states(workers: Membership) -> dict[str, str]:
     return {worker.name: worker.state for worker in workers}
 
 
+def beat(workers: Membership, worker: Worker, now: float, clock: int = 0, examples: int = 0) -> None:
+    workers.heartbeat(worker, Heartbeat(clock, examples), now)
+
+
+def bury(workers: Membership, now: float, waited_for: Sequence[int] = ()) -> list[str]:
+    """Return the names of those who are found dead."""
+    return [death.worker.name for death in workers.bury(now, waited_for)]
+
+
+def is_out(workers: Membership, worker: Worker) -> bool:
+    try:
+        workers.get(worker.id, worker.incarnation)
+    except Fenced:
+        return True
+    return False
+
+
+# --- who comes
+
+
 def test_the_job_starts_when_enough_have_joined() -> None:
-    workers = Membership(2, fixed=True)
+    workers = membership(2)
     first = join(workers)
     assert (first.state, workers.started) == ("waiting", False)
-    assert workers.members() == ()
+    assert (workers.members(), names(workers.waiting())) == ((), [first.name])
     second = join(workers)
     assert (first.state, second.state, workers.started) == ("training", "training", True)
-    assert [(m.worker, m.incarnation, m.until) for m in workers.members()] == [(0, 1, None), (1, 1, None)]
+    assert [(m.worker, m.incarnation) for m in workers.members()] == [(0, 1), (1, 1)]
+    assert workers.waiting() == []
+
+
+def test_whoever_comes_later_takes_part_at_once() -> None:
+    workers = membership(1)
+    join(workers, "a")
+    late = join(workers, "late")
+    late.begins = 7
+    assert late.state == "training"
+    assert [(m.name, m.clock) for m in workers.members()] == [("a", 0), ("late", 7)]
 
 
 def test_each_change_is_a_new_epoch() -> None:
-    workers = Membership(1, fixed=False)
+    workers = membership(1)
     a, b = join(workers), join(workers)
     assert workers.epoch == 2
     workers.leave(a, 3)
     assert workers.epoch == 3
-    workers.lose(b)
+    workers.disconnected(b, 0.0)
+    assert workers.epoch == 3
+    assert bury(workers, 10.0) == [b.name]
     assert workers.epoch == 4
 
 
 @pytest.mark.parametrize("needed", [1, 2])
-def test_a_name_in_use_is_refused_and_changes_nothing(needed: int) -> None:
-    workers = Membership(needed, fixed=False)
-    join(workers, "a")
+@pytest.mark.parametrize("suspect", [False, True])
+def test_a_name_in_use_is_refused_and_changes_nothing(needed: int, suspect: bool) -> None:
+    workers = membership(needed)
+    a = join(workers, "a")
+    if suspect:
+        workers.disconnected(a, 0.0)
     before = workers.epoch, states(workers)
     with pytest.raises(BadRequest, match="--name") as caught:
         join(workers, "a")
@@ -49,7 +102,7 @@ def test_a_name_in_use_is_refused_and_changes_nothing(needed: int) -> None:
 
 
 def test_given_names_do_not_clash_with_chosen_ones() -> None:
-    workers = Membership(1, fixed=False)
+    workers = membership(1)
     assert [join(workers, name).name for name in ("worker-1", None, None)] == [
         "worker-1",
         "worker-2",
@@ -58,117 +111,411 @@ def test_given_names_do_not_clash_with_chosen_ones() -> None:
 
 
 def test_coming_back_is_the_next_incarnation_of_the_same_worker() -> None:
-    workers = Membership(1, fixed=False)
-    first = join(workers, "a")
-    other = join(workers, "b")
-    for gone, expected in ((workers.lose, 2), (lambda w: workers.leave(w, 5), 3)):
-        (known,) = (w for w in workers if w.name == "a")
-        gone(known)
-        again = join(workers, "a")
-        assert (again.id, again.incarnation, again.state) == (first.id, expected, "training")
+    workers = membership(1)
+    first, other = join(workers, "a"), join(workers, "b")
+    workers.leave(first, 5)
+    second = join(workers, "a")
+    workers.disconnected(second, 0.0)
+    assert bury(workers, SETTINGS.return_within) == ["a"]
+    third = join(workers, "a")
+    assert [(w.id, w.incarnation) for w in (first, second, third)] == [(0, 1), (0, 2), (0, 3)]
     assert (other.id, other.incarnation) == (1, 1)
+    assert [is_out(workers, w) for w in (first, second, third)] == [True, True, False]
+    assert [(m.name, m.incarnation) for m in workers.members()] == [("b", 1), ("a", 3)]
 
 
-@pytest.mark.parametrize("gone", ["left", "lost"])
-def test_an_asynchronous_epoch_holds_only_those_at_work(gone: str) -> None:
-    workers = Membership(1, fixed=False)
+@pytest.mark.parametrize("needed", [1, 2])
+def test_asking_to_join_again_finds_who_one_is(needed: int) -> None:
+    workers = membership(needed)
+    worker = join(workers, token="mine")
+    join(workers, token="another's")
+    assert workers.find("mine") is worker
+    assert workers.find("nobody's") is None
+    workers.leave(worker, 0)
+    assert workers.find("mine") is None
+
+
+def test_only_who_is_there_is_found_by_its_identity() -> None:
+    workers = membership(2)
+    a = join(workers, "a")
+    assert workers.get(a.id, 1) is a
+    for worker, incarnation in ((a.id, 2), (a.id, 0), (a.id, None), (99, 1), (-1, 1)):
+        with pytest.raises(Fenced) as caught:
+            workers.get(worker, incarnation)
+        assert (caught.value.field, caught.value.value) == ("worker", str(worker))
+
+
+# --- who goes: silence
+
+
+def test_silence_is_first_suspicious_and_then_death_within_the_limit() -> None:
+    workers = membership(2)
     a, b = join(workers, "a"), join(workers, "b")
-    workers.leave(a, 3) if gone == "left" else workers.lose(a)
-    assert [m.name for m in workers.members()] == [b.name]
-
-
-def test_a_synchronous_epoch_says_until_when_a_leaver_counts() -> None:
-    workers = Membership(2, fixed=True)
-    a, _ = join(workers, "a"), join(workers, "b")
-    workers.leave(a, 3)
-    assert [(m.name, m.until) for m in workers.members()] == [("a", 3), ("b", None)]
-    assert workers.lost() == ()
-
-
-def test_a_lost_worker_is_named() -> None:
-    workers = Membership(2, fixed=True)
-    a, _ = join(workers, "a"), join(workers, "b")
-    workers.lose(a)
-    assert workers.lost() == ("a",)
+    for worker in (a, b):
+        workers.tell(worker, 0.0)
+    epoch = workers.epoch
+    seen = []
+    for quarter in range(1, 21):
+        now = quarter / 4
+        beat(workers, b, now)
+        dead = bury(workers, now)
+        seen.append(a.state)
+        assert workers.epoch == epoch + len(dead)
+        if dead:
+            break
+    assert set(seen) == {"training", "suspect", "dead"}
+    assert seen == sorted(seen, key=["training", "suspect", "dead"].index)
+    assert b.state == "training"
     assert [m.name for m in workers.members()] == ["b"]
 
 
-def test_who_goes_before_the_start_is_not_missed() -> None:
-    workers = Membership(2, fixed=True)
-    workers.lose(join(workers, "gone"))
+def test_a_suspect_is_live_until_it_is_dead() -> None:
+    workers = membership(1)
+    a = join(workers, "a")
+    assert bury(workers, a.detector.suspect_at) == []
+    assert states(workers) == {"a": "suspect"}
+    assert (names(workers.live()), [m.name for m in workers.members()]) == (["a"], ["a"])
+    assert not is_out(workers, a)
+    beat(workers, a, a.detector.suspect_at)
+    assert a.state == "training"
+
+
+def test_a_regular_worker_is_missed_before_the_limit() -> None:
+    workers = membership(1)
+    a = join(workers, "a")
+    for second in range(1, 20):
+        beat(workers, a, float(second))
+    assert bury(workers, 19.0 + 4.5) == ["a"]
+
+
+def test_a_dead_worker_stays_dead() -> None:
+    workers = membership(1)
+    a = join(workers, "a")
+    (death,) = workers.bury(5.0, ())
+    assert "silent for 5.0 s" in death.reason
+    assert bury(workers, 6.0) == []
+    assert is_out(workers, a)
+    assert join(workers, "a").incarnation == 2
+    assert a.state == "dead"
+
+
+def test_who_waits_for_the_start_sends_no_heartbeats_and_is_not_missed() -> None:
+    workers = membership(2)
+    a = join(workers, "a", now=0.0)
+    assert bury(workers, 1000.0) == []
+    b = join(workers, "b", now=1000.0)
+    assert bury(workers, 1001.0) == []  # the one has not been told yet that the job has started
+    assert names(workers.live()) == ["a", "b"]
+    for worker in (a, b):
+        workers.tell(worker, 1001.0)
+    assert bury(workers, 1001.1) == []
+    assert (a.state, b.state) == ("training", "training")
+    assert bury(workers, 1006.0) == ["a", "b"]
+
+
+def test_who_could_not_be_told_yet_is_not_blamed_for_those_who_wait_for_it() -> None:
+    workers = membership(1)
+    join(workers, "a")
+    late = workers.join("late", "token", 0.0)
+    for second in range(1, 101):
+        bury(workers, float(second), [late.id])
+    assert late.state == "training"
+    workers.tell(late, 100.0)
+    assert bury(workers, 100.5, [late.id]) == []
+
+
+# --- who goes: connections that end
+
+
+def test_who_loses_its_connection_is_suspect_at_once_and_dead_soon() -> None:
+    workers = membership(1)
+    a = join(workers, "a")
+    for second in range(1, 11):
+        beat(workers, a, float(second))
+    workers.disconnected(a, 10.0)
+    assert a.state == "suspect"
+    assert bury(workers, 10.0 + SETTINGS.return_within - 0.01) == []
+    (death,) = workers.bury(10.0 + SETTINGS.return_within, ())
+    assert "did not come back" in death.reason
+
+
+def test_who_comes_back_in_time_goes_on_as_before() -> None:
+    workers = membership(1)
+    a = join(workers, "a")
+    workers.disconnected(a, 1.0)
+    workers.returned(a, 1.5)
+    assert a.state == "training"
+    for second in range(2, 10):
+        beat(workers, a, float(second))
+        assert bury(workers, float(second)) == []
+
+
+def test_losing_one_connection_after_the_other_gives_no_more_time() -> None:
+    workers = membership(1)
+    a = join(workers, "a")
+    workers.disconnected(a, 1.0)
+    workers.disconnected(a, 2.5)
+    assert bury(workers, 1.0 + SETTINGS.return_within) == ["a"]
+
+
+def test_a_return_never_takes_longer_than_silence_may() -> None:
+    assert FailureSettings(heartbeat=10.0, dead_after=5.0).return_within == 5.0
+    assert FailureSettings(heartbeat=1.0, dead_after=5.0).return_within == 2.0
+
+
+def test_who_goes_before_the_start_is_not_counted() -> None:
+    workers = membership(2)
+    gone = join(workers, "gone")
+    workers.disconnected(gone, 0.0)
+    assert states(workers) == {"gone": "waiting"}
+    assert bury(workers, SETTINGS.return_within) == ["gone"]
+    assert states(workers) == {"gone": "left"}
     join(workers, "a")
     assert not workers.started
     join(workers, "b")
     assert workers.started
-    assert workers.lost() == ()
-    assert [m.name for m in workers.members() if m.until is None] == ["a", "b"]
+    assert [m.name for m in workers.members()] == ["a", "b"]
 
 
-def test_nobody_joins_a_synchronous_job_that_has_started() -> None:
-    workers = Membership(1, fixed=True)
+# --- who goes: hearts that beat
+
+
+def live_on(workers: Membership, worker: Worker, begin: int, end: int, waited: bool, clock: int = 0) -> bool:
+    """Beat every second without getting on; return whether the worker survived it."""
+    for second in range(begin, end):
+        if bury(workers, float(second), [worker.id] if waited else []):
+            return False
+        beat(workers, worker, float(second), clock=clock)
+    return True
+
+
+def test_who_keeps_others_waiting_too_long_is_dead_though_its_heart_beats() -> None:
+    workers = membership(1)
     a = join(workers, "a")
-    with pytest.raises(JobMismatch, match=r"train\.workers"):
-        join(workers, "late")
-    workers.leave(a, 1)
-    with pytest.raises(JobMismatch):
-        join(workers, "a")
-    assert states(workers) == {"a": "left"}
+    assert live_on(workers, a, 1, 61, waited=True)
+    assert not live_on(workers, a, 61, 63, waited=True)
+    assert a.state == "dead"
 
 
-def test_a_synchronous_job_that_is_done_takes_latecomers_without_steps() -> None:
-    workers = Membership(1, fixed=True)
-    join(workers, "a")
-    late = join(workers, "late", finished_at=7)
-    assert (late.state, late.until) == ("training", 7)
+def test_who_keeps_nobody_waiting_may_take_its_time() -> None:
+    workers = membership(1)
+    a = join(workers, "a")
+    assert live_on(workers, a, 1, 500, waited=False)
+    assert live_on(workers, a, 500, 550, waited=True)  # it is only now that somebody waits
+    assert live_on(workers, a, 550, 551, waited=False)
+    assert live_on(workers, a, 551, 600, waited=True)
+
+
+@pytest.mark.parametrize("progress", ["clock", "examples"])
+def test_who_gets_on_is_slow_and_not_hung(progress: str) -> None:
+    workers = membership(1)
+    a = join(workers, "a")
+    for second in range(1, 500):
+        done = second // 50
+        beat(workers, a, float(second), **{progress: done})
+        assert bury(workers, float(second), [a.id]) == []
+
+
+def test_a_step_seen_by_a_server_is_progress_too() -> None:
+    workers = membership(1)
+    a = join(workers, "a")
+    assert live_on(workers, a, 1, 50, waited=True)
+    workers.reached(a, 1, 50.0)
+    assert live_on(workers, a, 50, 110, waited=True)
+    assert a.clock == 1
+
+
+# --- a coordinator that was asleep
+
+
+def test_nobody_is_blamed_while_the_coordinator_was_asleep() -> None:
+    workers = membership(1)
+    silent, gone, waited = join(workers, "silent"), join(workers, "gone"), join(workers, "waited")
+    for worker in (silent, gone, waited):
+        beat(workers, worker, 1.0)
+    workers.disconnected(gone, 1.0)
+    workers.bury(1.0, [waited.id])
+    workers.excuse(3600.0, 3601.5)
+    assert bury(workers, 3601.5, [waited.id]) == []
+    assert names(workers.live()) == ["silent", "gone", "waited"]
+
+
+def test_an_excuse_gives_nobody_time_on_top() -> None:
+    """The heartbeats that came in the sleep are read before anybody knows how long it was."""
+    workers = membership(1)
+    a = join(workers, "a")
+    beat(workers, a, 3600.0, clock=1)
+    workers.excuse(3600.0, 3600.0)
+    assert bury(workers, 3605.0) == ["a"]
+
+
+def test_an_excuse_does_not_make_the_hung_immortal() -> None:
+    workers = membership(1)
+    a = join(workers, "a")
+    beat(workers, a, 3600.0, clock=1)
+    workers.excuse(3600.0, 3600.0)
+    assert not live_on(workers, a, 3601, 3663, waited=True, clock=1)
+
+
+# --- what is told
 
 
 def test_speed_is_that_of_the_last_heartbeats() -> None:
-    workers = Membership(1, fixed=False)
+    workers = membership(1)
     worker = join(workers, "a")
     assert worker.speed() == 0.0
     for second in range(10):  # 10 examples a second, then, for the last five heartbeats, 100
         examples = 10 * second if second < 5 else 40 + 100 * (second - 4)
         workers.heartbeat(worker, Heartbeat(second, examples, 0.5), float(second))
     assert worker.speed() == pytest.approx(100.0)
-    (status,) = workers.status(now=12.0)
+    (status,) = workers.status(now=12.0, leases={0: 2}, furthest=11)
     assert (status.clock, status.examples, status.loss, status.heartbeat_age) == (9, 540, 0.5, 3.0)
+    assert (status.lag, status.leases) == (2, 2)
+    assert status.examples_per_second == pytest.approx(100.0)
+
+
+def test_who_is_out_has_neither_lag_nor_speed() -> None:
+    workers = membership(1)
+    worker = join(workers, "a")
+    for second in range(3):
+        beat(workers, worker, float(second), clock=second, examples=10 * second)
+    workers.leave(worker, 3)
+    (status,) = workers.status(now=3.0, leases={}, furthest=11)
+    assert (status.state, status.clock, status.lag, status.examples_per_second) == ("left", 3, 0, 0.0)
 
 
 def test_two_heartbeats_at_one_instant_have_no_speed() -> None:
-    workers = Membership(1, fixed=False)
+    workers = membership(1)
     worker = join(workers)
     for examples in (1, 2):
         workers.heartbeat(worker, Heartbeat(0, examples), 1.0)
     assert worker.speed() == 0.0
 
 
+def test_the_clock_of_a_worker_does_not_run_backwards() -> None:
+    workers = membership(1)
+    worker = join(workers)
+    workers.reached(worker, 5, 1.0)
+    beat(workers, worker, 2.0, clock=3)
+    assert worker.clock == 5
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_what_is_kept_of_those_who_are_gone_is_bounded(again: bool) -> None:
+    workers = membership(1)
+    stays = join(workers, "stays")
+    issued = {(stays.id, stays.incarnation)}
+    for number in range(3000):
+        name = "again" if again else f"w{number}"
+        worker = join(workers, name)
+        assert (worker.id, worker.incarnation) not in issued
+        issued.add((worker.id, worker.incarnation))
+        workers.leave(worker, 0)
+    assert len(list(workers)) <= 1001
+    assert names(workers.live()) == ["stays"]
+    assert workers.get(stays.id, 1) is stays
+    back = join(workers, "again" if again else "w0")
+    assert (back.id, back.incarnation) not in issued
+    assert workers.get(back.id, back.incarnation) is back
+
+
+# --- anything, in any order
+
+TIMES = st.floats(0.0, 3.0)
 EVENTS = st.lists(
-    st.tuples(st.sampled_from(["join", "leave", "lose"]), st.sampled_from(["a", "b", "c", None])), max_size=40
+    st.tuples(
+        st.sampled_from(["join", "join", "leave", "cut", "back", "beat", "beat", "bury", "bury", "sleep"]),
+        st.sampled_from(["a", "b", "c", None]),
+        TIMES,
+        st.booleans(),
+    ),
+    max_size=60,
 )
 
 
-@given(needed=st.integers(1, 3), fixed=st.booleans(), events=EVENTS)
-def test_ids_and_incarnations_never_come_twice(
-    needed: int, fixed: bool, events: list[tuple[str, Any]]
-) -> None:
-    workers = Membership(needed, fixed=fixed)
-    issued: set[tuple[int, int]] = set()
-    for event, name in events:
-        epoch = workers.epoch
-        present = [w for w in workers if w.state in ("waiting", "training") and name in (w.name, None)]
+class Model:
+    """A membership, and what must be true of it whatever happens."""
+
+    def __init__(self, needed: int) -> None:
+        self.workers = membership(needed)
+        self.needed = needed
+        self.now = 0.0
+        self.issued: set[tuple[int, int]] = set()
+        self.heard: dict[int, float] = {}  # by identity of the worker: when it was heard of or told last
+        self.cut: dict[int, float] = {}
+        self.out: list[Worker] = []
+
+    def one(self, name: str | None) -> Worker | None:
+        there = [worker for worker in self.workers if not is_out(self.workers, worker)]
+        return next((worker for worker in there if name in (worker.name, None)), None)
+
+    def happens(self, event: str, name: str | None, waited: bool) -> None:
+        worker = self.one(name)
         if event == "join":
-            try:
-                worker = join(workers, name)
-            except PSError:
-                assert workers.epoch == epoch
-                continue
-            assert (worker.id, worker.incarnation) not in issued
-            issued.add((worker.id, worker.incarnation))
-        elif present:
-            workers.leave(present[0], 1) if event == "leave" else workers.lose(present[0])
-        else:
+            self.join(name)
+        elif event == "bury":
+            self.bury([worker.id] if worker is not None and waited else [])
+        elif worker is None:
+            return
+        elif event == "leave":
+            self.workers.leave(worker, 0)
+            self.out.append(worker)
+        elif event == "cut":
+            self.workers.disconnected(worker, self.now)
+            self.cut.setdefault(id(worker), self.now)
+        elif event == "back":
+            self.workers.returned(worker, self.now)
+            self.heard[id(worker)] = self.now
+            self.cut.pop(id(worker), None)
+        elif event == "beat" and worker.told:
+            beat(self.workers, worker, self.now)
+            self.heard[id(worker)] = self.now
+            self.cut.pop(id(worker), None)
+
+    def join(self, name: str | None) -> None:
+        before = self.workers.epoch, states(self.workers)
+        try:
+            worker = self.workers.join(name, f"token {len(self.issued)}", self.now)
+        except BadRequest:
+            assert (self.workers.epoch, states(self.workers)) == before
+            return
+        assert (worker.id, worker.incarnation) not in self.issued
+        self.issued.add((worker.id, worker.incarnation))
+        for one in self.workers.live():
+            if not one.told:
+                self.workers.tell(one, self.now)
+                self.heard[id(one)] = self.now
+
+    def bury(self, waited_for: list[int]) -> None:
+        deaths = self.workers.bury(self.now, waited_for)
+        for worker, reason in deaths:
+            assert reason
+            assert worker.state == ("dead" if worker.told else "left")
+            cut, heard = self.cut.get(id(worker)), self.heard.get(id(worker))
+            assert (cut is not None and self.now >= cut + SETTINGS.return_within) or (
+                heard is not None and self.now > heard + SETTINGS.heartbeat
+            )
+            self.out.append(worker)
+        for worker in self.workers.live():
+            assert self.now < self.heard[id(worker)] + SETTINGS.dead_after
+        for worker in (*self.workers.live(), *self.workers.waiting()):
+            assert self.now < self.cut.get(id(worker), self.now) + SETTINGS.return_within
+
+
+@given(needed=st.integers(1, 3), events=EVENTS)
+def test_any_history_keeps_the_rules(needed: int, events: list[tuple[str, str | None, float, bool]]) -> None:
+    """Nobody is missed too late or without a reason, no identity comes twice, who is out stays out."""
+    model = Model(needed)
+    for event, name, seconds, waited in events:
+        model.now += seconds
+        before = model.workers.epoch, model.workers.members(), len(model.workers.waiting())
+        if event == "sleep":
             continue
-        assert workers.epoch == epoch + 1
-        assert {w.id for w in workers} == set(range(len(list(workers))))
-        assert workers.started or len([w for w in workers if w.state == "waiting"]) < needed
-        assert not (workers.started and "waiting" in states(workers).values())
+        model.happens(event, name, waited)
+        after = model.workers.epoch, model.workers.members(), len(model.workers.waiting())
+        assert before[0] <= after[0]
+        assert (before[0] == after[0]) == (before[1:] == after[1:])
+        assert all(is_out(model.workers, worker) for worker in model.out)
+        assert {worker.state for worker in model.out} <= {"left", "dead"}
+        assert model.workers.started or after[2] < needed
+        assert not (model.workers.started and after[2])

@@ -8,11 +8,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from protocol.errors import NotFinite, UnknownTensor
 from protocol.frames import VERSION
+from protocol.messages import Set
 from protocol.optimizers import Add
 from psserver.metrics import Histogram, ServerMetrics
 from psserver.server import Server
+from psworker.asking import change
 from psworker.client import connect
 from tests.cluster import full, running_cluster, wire, workers
+from tests.psserver.by_hand import worker_by_hand
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered")
 
@@ -88,17 +91,40 @@ async def test_steps_are_updates_and_their_waits_are_measured() -> None:
         assert found["psserver_barrier_wait_seconds_count",] == 6
 
 
-async def test_staleness_is_how_many_updates_came_since_the_pull() -> None:
-    async with running_cluster() as cluster, connect(cluster.address) as a, connect(cluster.address) as b:
+async def test_staleness_is_told_in_updates_and_in_steps() -> None:
+    async with running_cluster() as cluster, workers(cluster.address, 2, staleness=3) as (a, b):
         await a.create("w", full(4, 0.0), Add())
         await a.pull("w")
         for _ in range(3):
-            await b.push_pull({"w": full(4, 1.0)})  # 0, 0, 0
-        await a.push({"w": full(4, 1.0)})  # 3
+            await b.push_pull({"w": full(4, 1.0)})  # 0, 0, 0 updates missed; 1, 2, 3 steps ahead
+        await a.push({"w": full(4, 1.0)})  # 3 updates missed; it ends no step
+        await cluster.status()  # looks where everybody is
         found = samples(cluster.servers[0])
-        assert found["psserver_staleness_steps_sum",] == 3
-        assert found["psserver_staleness_steps_bucket", "0.0"] == 3
-        assert found["psserver_staleness_steps_bucket", "3.0"] == 4
+        assert found["psserver_staleness_updates_sum",] == 3
+        assert found["psserver_staleness_updates_bucket", "0.0"] == 3
+        assert found["psserver_staleness_updates_bucket", "3.0"] == 4
+        assert found["psserver_staleness_steps_sum",] == 6
+        assert found["psserver_staleness_steps_bucket", "2.0"] == 2
+        assert found["psserver_worker_lag_steps", "default", "0"] == 3
+        assert found["psserver_worker_lag_steps", "default", "1"] == 0
+
+
+async def test_retries_and_gradients_that_came_too_late_are_counted() -> None:
+    async with (
+        running_cluster() as cluster,
+        connect(cluster.address, name="a", staleness=0) as ps,
+        worker_by_hand(cluster.address, "b") as late,
+    ):
+        await ps.create("w", full(4, 0.0), Add())
+        await change(*cluster.endpoint, Set(backup_workers=1))
+        for _ in range(2):
+            await ps.push_pull({"w": full(4, 1.0)})
+        for _ in range(3):
+            await late.end(0, 1, late.joined.clock, w=full(4, 1.0))
+        found = samples(cluster.servers[0])
+        assert found["psserver_duplicate_pushes_total",] == 2
+        assert found["psserver_dropped_gradients_total", "default"] == 1
+        np.testing.assert_array_equal(await ps.pull("w"), full(4, 2.0))
 
 
 async def test_no_label_takes_what_a_peer_makes_up() -> None:

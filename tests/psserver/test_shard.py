@@ -1,26 +1,65 @@
 import asyncio
 import math
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from protocol.errors import BadRequest, NotAMember, NotFinite, PSError, WorkerLost
+from protocol.connection import Answer, Connection
+from protocol.errors import BadRequest, Conflict, Fenced, NotFinite, OutOfOrder, PSError
 from protocol.frames import VERSION
-from protocol.messages import Plan
+from protocol.messages import Leave, Plan
 from protocol.optimizers import SGD, Add
+from protocol.status import ClusterStatus
+from psserver.membership import FailureSettings
 from psserver.store.arithmetic import INLINE
 from psserver.store.dense import DenseBlock
 from psworker.client import Client, connect
-from tests.cluster import full, parts_of, payload_of, running_cluster, wire, workers
+from tests.cluster import Cluster, connected, full, parts_of, payload_of, running_cluster, wire, workers
+from tests.psserver.by_hand import ByHand, worker_by_hand
 
 Array = npt.NDArray[Any]
 
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered")
 
 SMALL, LARGE = 1000, INLINE // 4 + 1000  # float32: below and above what is computed in threads
+
+PATIENT = FailureSettings(heartbeat=60.0, dead_after=300.0)  # nobody dies in a test with these
+SOON = FailureSettings(heartbeat=0.05, dead_after=0.3)
+
+
+@asynccontextmanager
+async def pair(cluster: Cluster, **settings: Any) -> AsyncIterator[tuple[Client, ByHand]]:
+    """The two workers of a job: "client", and "hand" that does what it is told."""
+    address = cluster.address
+    async with AsyncExitStack() as stack:
+        yield await asyncio.gather(
+            stack.enter_async_context(connect(address, name="client", workers=2, **settings)),
+            stack.enter_async_context(worker_by_hand(address, "hand", workers=2, **settings)),
+        )
+
+
+@asynccontextmanager
+async def connected_as(worker: ByHand, cluster: Cluster, shard: int = 0) -> AsyncIterator[Connection]:
+    """Another connection of a worker's to a shard."""
+    address = worker.joined.shards[shard] or cluster.address
+    async with connected(address, worker.identity) as connection:
+        yield connection
+
+
+def retrieve(answer: Answer) -> None:
+    """Nobody awaits this answer."""
+    if not answer.cancelled():
+        answer.exception()
+
+
+def waits_for(*names: str) -> Callable[[ClusterStatus], bool]:
+    """Whether somebody waits, for nobody but these."""
+    return lambda status: any(wait.waiting_for == names for job in status.jobs for wait in job.waits)
 
 
 # --- asynchronous
@@ -94,32 +133,39 @@ async def test_one_bad_tensor_among_many_changes_none_of_them(bad: float, size: 
             assert (values == 2.0).all()
 
 
-async def test_pushes_of_what_has_left_or_was_replaced_are_refused() -> None:
-    async with running_cluster() as cluster, wire(cluster.address) as old, connect(cluster.address) as other:
-        await other.create("w", full(4, 0.0), Add())
-        await old.ask("hello", versions=[VERSION], client="test")
-        assert (await old.ask("join", job="default", name="a"))["incarnation"] == 1
-        request: dict[str, Any] = {"tensors": parts_of(w=full(4, 1.0)), "step": 0}
-        assert (await old.ask("push", payload_of(full(4, 1.0)), **request))["op"] == "ok"
-        assert (await old.ask("leave", clock=0))["op"] == "ok"
-        assert (await old.ask("push", payload_of(full(4, 1.0)), **request))["code"] == "NOT_A_MEMBER"
-        async with connect(cluster.address, name="a") as again:
-            assert again.joined is not None
-            assert again.joined.incarnation == 2
-            assert (await old.ask("push", payload_of(full(4, 1.0)), **request))["code"] == "NOT_A_MEMBER"
-            await again.push({"w": full(4, 2.0)})
-            np.testing.assert_array_equal(await again.pull("w"), full(4, 3.0))
+async def test_pushes_of_what_has_left_or_was_replaced_are_refused_on_every_shard() -> None:
+    """Guarantee 8: no update of an old incarnation is applied after its removal."""
+    async with running_cluster(3) as cluster, connect(cluster.address, name="stays") as other:
+        await other.create("w", full(3 * SMALL, 0.0), Add())
+        await other.create("v", full(3 * SMALL, 0.0), Add())
+        await other.create("u", full(3 * SMALL, 0.0), Add())
+        names = {block.shard: name for name, info in (await other.tensors()).items() for block in info.blocks}
+        gradient = full(3 * SMALL, 1.0)
+        async with worker_by_hand(cluster.address, "a") as old:
+            assert old.joined.incarnation == 1
+            for shard in range(3):
+                await old.push(shard, 1, 0, **{names[shard]: gradient})
+            await old.connections[0].request(Leave(0))
+            await cluster.until(lambda s: s.jobs[0].workers[1].state == "left")
+            async with connect(cluster.address, name="a") as again:
+                assert again.joined is not None
+                assert again.joined.incarnation == 2
+                for shard in range(3):
+                    for seq in (1, 2):
+                        with pytest.raises(Fenced) as caught:
+                            await old.push(shard, seq, 0, **{names[shard]: gradient})
+                        assert (caught.value.field, caught.value.value) == ("worker", "1")
+                    with pytest.raises(Fenced):
+                        await old.end(shard, 2, 0, **{names[shard]: gradient})
+                await again.push(dict.fromkeys("wvu", gradient))
+                for values in (await again.pull(list("wvu"))).values():
+                    np.testing.assert_array_equal(values, full(3 * SMALL, 2.0))
 
 
 async def test_a_push_that_was_on_the_wire_when_its_worker_was_replaced_is_refused() -> None:
-    """Guarantee 8: no update of an old incarnation is applied after its removal."""
-    async with running_cluster(shards=2) as cluster, connect(cluster.address) as other:
-        await other.create("other", full(4, 0.0), Add())
+    async with running_cluster() as cluster, connect(cluster.address) as other:
         await other.create("w", full(10_000, 0.0), Add())
-        (block,) = (await other.tensors())["w"].blocks
-        assert block.shard == 1
-        (shard,) = [shard.address for shard in (await cluster.status()).shards if shard.shard == 1]
-        async with wire(shard) as old:
+        async with wire(cluster.address) as old:
             async with connect(cluster.address, name="a") as first:
                 joined = first.joined
                 assert joined is not None
@@ -130,14 +176,92 @@ async def test_a_push_that_was_on_the_wire_when_its_worker_was_replaced_is_refus
                 }
                 await old.ask("hello", versions=[VERSION], client="test", **identity)
                 payload = payload_of(full(10_000, 1.0))
-                tensors = parts_of(w=full(10_000, 1.0))
-                old.send("push", payload[:20_000], len(payload), tensors=tensors, step=0)
-                server = cluster.servers[1]
-                await cluster.until(lambda _: server.metrics.traffic.received > 50_000)
+                old.send("push", payload[:20_000], len(payload), tensors=PARTS, step=0, seq=1)
+                server = cluster.servers[0]
+                await cluster.until(lambda _: server.metrics.traffic.received > 60_000)
             async with connect(cluster.address, name="a"):
                 old.send_more(payload[20_000:])
                 reply, _ = await old.reply()
-                assert reply.get("code") == "NOT_A_MEMBER"
+                assert reply.get("code") == "FENCED"
+                assert not (await other.pull("w")).any()
+
+
+PARTS = parts_of(w=full(10_000, 1.0))
+
+
+async def test_an_update_in_threads_does_not_outlive_its_worker() -> None:
+    """The worker goes between the arrival of a large gradient and the moment at which it is swapped in."""
+    async with running_cluster() as cluster, connect(cluster.address, name="stays") as other:
+        await other.create("w", full(LARGE, 0.0), Add())
+        async with worker_by_hand(cluster.address, "a") as gone:
+            pushes = [gone.push(0, seq, 0, w=full(LARGE, 1.0)) for seq in (1, 2, 3)]
+            leaving = gone.connections[0].send(Leave(0))
+            ends = await asyncio.gather(*pushes, leaving, return_exceptions=True)
+            applied = [end for end in ends[:3] if not isinstance(end, BaseException)]
+            assert all(isinstance(end, tuple | Fenced) for end in ends)
+            np.testing.assert_array_equal(await other.pull("w"), full(LARGE, len(applied)))
+
+
+# --- exactly once
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+async def test_a_push_counts_once_however_often_and_wherever_it_comes(size: int) -> None:
+    async with running_cluster() as cluster, connect(cluster.address, name="stays") as other:
+        await other.create("w", full(size, 0.0), Add())
+        async with worker_by_hand(cluster.address, "a") as worker, connected_as(worker, cluster) as second:
+            first = worker.end(0, 1, 0, w=full(size, 1.0))
+            first.add_done_callback(retrieve)
+            for _ in range(3):
+                _, (values,) = await worker.end(0, 1, 0, on=second, w=full(size, 1.0))
+                np.testing.assert_array_equal(values, full(size, 1.0))
+            await other.push({"w": full(size, 2.0)})
+            _, (values,) = await worker.end(0, 1, 0, w=full(size, 1.0))
+            np.testing.assert_array_equal(values, full(size, 3.0))  # what it is now
+            with pytest.raises(OutOfOrder) as caught:
+                await worker.push(0, 3, 0, w=full(size, 1.0))
+            assert (caught.value.field, caught.value.value) == ("seq", "3")
+            with pytest.raises(Conflict):
+                await worker.push(0, 1, 0, w=full(size, 9.0))
+            await worker.push(0, 2, 0, w=full(size, 4.0))
+            np.testing.assert_array_equal(await other.pull("w"), full(size, 7.0))
+            assert cluster.servers[0].metrics.duplicates == 4
+
+
+async def test_a_retry_of_a_push_that_waits_at_a_barrier_is_answered_where_it_came() -> None:
+    async with running_cluster(2, failure=PATIENT) as cluster, pair(cluster, staleness=0) as (client, worker):
+        await client.create("w", full(SMALL, 0.0), Add())
+        third = full(SMALL, 3.0)
+        worker.end(0, 1, 0, w=third).add_done_callback(retrieve)
+        worker.end(1, 1, 0).add_done_callback(retrieve)
+        await cluster.until(waits_for("client"))
+        async with (
+            connected_as(worker, cluster) as first,
+            connected_as(worker, cluster, 1) as second,
+        ):
+            for connection in worker.connections:
+                connection.abort()
+            retries = [worker.end(0, 1, 0, on=first, w=third), worker.end(1, 1, 0, on=second)]
+            step = asyncio.create_task(client.push_pull({"w": full(SMALL, 1.0)}))
+            for reply, _ in await asyncio.gather(*retries):
+                assert reply.clock is None
+            np.testing.assert_array_equal((await step)["w"], full(SMALL, 2.0))
+            with pytest.raises(Conflict):
+                await worker.end(0, 1, 0, on=first, w=full(SMALL, 9.0))
+
+
+async def test_a_retry_of_a_push_that_waits_for_slower_workers_is_answered_where_it_came() -> None:
+    async with running_cluster(failure=PATIENT) as cluster, pair(cluster, staleness=1) as (client, worker):
+        await client.create("w", full(SMALL, 0.0), Add())
+        await worker.end(0, 1, 0, w=full(SMALL, 1.0))
+        worker.end(0, 2, 1, w=full(SMALL, 1.0)).add_done_callback(retrieve)
+        await cluster.until(waits_for("client"))
+        async with connected_as(worker, cluster) as again:
+            retry = worker.end(0, 2, 1, on=again, w=full(SMALL, 1.0))
+            await cluster.until(lambda _: cluster.servers[0].metrics.duplicates == 1)
+            assert not retry.done()
+            await client.step()
+            np.testing.assert_array_equal((await retry)[1][0], full(SMALL, 2.0))
 
 
 # --- synchronous
@@ -207,7 +331,7 @@ async def test_nobody_gets_the_next_step_before_the_last_worker_has_ended_this_o
     async with running_cluster(2) as cluster, workers(cluster.address, 3, staleness=0) as (a, b, c):
         await a.create("w", full(4, 0.0), SGD(1.0))
         early = [asyncio.create_task(client.push_pull({"w": full(4, 3.0)})) for client in (a, b)]
-        await cluster.until(lambda s: (w := s.jobs[0].wait) is not None and w.waiting_for == ("w2",))
+        await cluster.until(waits_for("w2"))
         assert not any(task.done() for task in early)
         np.testing.assert_array_equal(await c.pull("w"), full(4, 0.0))
         await c.push({"w": full(4, 3.0)})  # a push alone does not end the step
@@ -217,7 +341,7 @@ async def test_nobody_gets_the_next_step_before_the_last_worker_has_ended_this_o
         for task in early:
             np.testing.assert_array_equal((await task)["w"], full(4, -3.0))
         job = await cluster.job()
-        assert (job.step, job.wait) == (1, None)
+        assert (job.step, job.waits) == (1, ())
 
 
 async def test_a_worker_that_leaves_lets_the_others_go_on() -> None:
@@ -227,34 +351,19 @@ async def test_a_worker_that_leaves_lets_the_others_go_on() -> None:
         await a.create("w", full(4, 0.0), SGD(1.0))
         await asyncio.gather(a.step(), b.step())
         waiting = asyncio.create_task(a.push_pull({"w": full(4, 1.0)}))
-        await cluster.until(lambda s: s.jobs[0].wait is not None)
+        await cluster.until(waits_for("w1"))
         await b._leave()
         np.testing.assert_array_equal((await waiting)["w"], full(4, -1.0))
         np.testing.assert_array_equal((await a.push_pull({"w": full(4, 1.0)}))["w"], full(4, -2.0))
-        with pytest.raises(NotAMember):
+        with pytest.raises(Fenced):
             await b.push({"w": full(4, 100.0)})
         np.testing.assert_array_equal(await a.pull("w"), full(4, -2.0))
-
-
-async def test_a_lost_worker_stops_all_waits_and_all_that_come_later() -> None:
-    async with running_cluster(3) as cluster, workers(cluster.address, 3, staleness=0) as (a, b, c):
-        await a.create("w", full(4, 0.0), SGD(1.0))
-        waits = [asyncio.create_task(client.push_pull({"w": full(4, 1.0)})) for client in (a, b)]
-        await cluster.until(lambda s: (w := s.jobs[0].wait) is not None and w.waiting_for == ("w2",))
-        c._shards[0].abort()
-        for wait in waits:
-            with pytest.raises(WorkerLost) as caught:
-                await wait
-            assert (caught.value.field, caught.value.value) == ("workers", "w2")
-        with pytest.raises(WorkerLost):
-            await a.push({"w": full(4, 1.0)})
-        np.testing.assert_array_equal(await a.pull("w"), full(4, 0.0))
 
 
 async def test_a_step_is_ended_once_by_each_worker() -> None:
     async with running_cluster() as cluster, workers(cluster.address, 2, staleness=0) as (a, b):
         first = asyncio.create_task(a.step())
-        await cluster.until(lambda s: s.jobs[0].wait is not None)
+        await cluster.until(waits_for("w1"))
         with pytest.raises(BadRequest, match="once"):
             await a.step()
         await b.step()
@@ -281,31 +390,28 @@ async def test_a_mean_that_overflows_leaves_the_connection_usable() -> None:
         await ps.create("w", full(4, 3e38), Add())
         with pytest.raises(NotFinite):
             await ps.push_pull({"w": full(4, 3e38)})
-        await ps.push_pull({"w": full(4, 1.0)})
+        await ps.create("v", full(4, 0.0), Add())
+        for number in (1.0, 2.0):
+            new = await ps.push_pull({"v": full(4, 1.0)})
+            np.testing.assert_array_equal(new["v"], full(4, number))
 
 
 async def test_a_tensor_may_be_made_while_a_step_is_being_committed(monkeypatch: pytest.MonkeyPatch) -> None:
-    failed, held, release = asyncio.Event(), asyncio.Event(), asyncio.Event()
-    asyncio.get_running_loop().set_exception_handler(lambda loop, context: failed.set())
-    after_step = DenseBlock.after_step
+    held, release = asyncio.Event(), asyncio.Event()
+    next_version = DenseBlock.next_version_in_threads
 
-    async def slowly(block: DenseBlock, threads: Executor) -> Array | None:
+    async def slowly(block: DenseBlock, gradient: Array, threads: Executor) -> Array:
         held.set()
         await release.wait()
-        return await after_step(block, threads)
+        return await next_version(block, gradient, threads)
 
-    monkeypatch.setattr(DenseBlock, "after_step", slowly)
+    monkeypatch.setattr(DenseBlock, "next_version_in_threads", slowly)
     async with running_cluster() as cluster, connect(cluster.address, staleness=0) as ps:
         await ps.create("w", full(4, 0.0), Add())
         step = asyncio.create_task(ps.push_pull({"w": full(4, 1.0)}))
         await held.wait()
         await ps.create("new", full(4, 0.0))
         release.set()
-        defect = asyncio.create_task(failed.wait())
-        await asyncio.wait([step, defect], return_when=asyncio.FIRST_COMPLETED)
-        defect.cancel()
-        if not step.done():
-            step.cancel()
         np.testing.assert_array_equal((await step)["w"], full(4, 1.0))
 
 
@@ -369,7 +475,7 @@ async def test_a_worker_has_seen_its_own_updates() -> None:
         async with connect(cluster.address) as other:
             await other.push({"w": full(4, 1.0)})
         await ps.push({"w": full(4, 1.0)})
-        _, total = cluster.servers[0].metrics.staleness.buckets()
+        _, total = cluster.servers[0].metrics.updates_missed.buckets()
         assert total == 4 + 1  # the other had seen none of 4, and this one had not seen 1
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from protocol.daemon.exit_codes import ExitCode
 from protocol.status import ClusterStatus
+from psserver.membership import FailureSettings
 from psworker.cli import main
 from tests.cluster import Elsewhere, cluster_in_thread
 
@@ -21,7 +22,7 @@ pytestmark = [
 
 @pytest.fixture
 def cluster() -> Iterator[Elsewhere]:
-    with cluster_in_thread() as found:
+    with cluster_in_thread(failure=FailureSettings(heartbeat=0.3)) as found:
         yield found
 
 
@@ -177,10 +178,17 @@ def test_a_signal_ends_the_wait_for_other_workers(cluster: Elsewhere, job: Path)
     cluster.until(lambda status: status.jobs[0].workers[0].state == "left")
 
 
-def test_a_lost_cluster_is_exit_code_15(cluster: Elsewhere, job: Path) -> None:
+@pytest.mark.parametrize("limit", ["0s", "200ms"])
+def test_a_lost_cluster_is_exit_code_15(
+    cluster: Elsewhere, job: Path, limit: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     thread = meanwhile(cluster, is_under_way, cluster.stop)
-    assert run(cluster.address, "--job", job, "--set", "train.epochs=1000000") == ExitCode.CLUSTER_LOST
+    flags = ["--job", str(job), "--set", "train.epochs=1000000", "--reconnect-for", limit]
+    assert run(cluster.address, *flags) == ExitCode.CLUSTER_LOST
     thread.join()
+    said = capsys.readouterr().err
+    assert "the cluster is lost" in said
+    assert cluster.address in said
 
 
 def test_stop_with_stdin(cluster: Elsewhere, job: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,14 +22,16 @@ from protocol.errors import (
     UnknownTensor,
     Unreachable,
     VersionMismatch,
-    WorkerLost,
 )
+from protocol.status import ClusterStatus
+from psserver.membership import FailureSettings
 from psworker.client import connect
 from psworker.daemon import WorkerSettings, exit_code, work
 from psworker.errors import DataError, JobError
 from psworker.job import Job, job_to_json, load_job
 from psworker.metrics import WorkerMetrics
 from tests.cluster import Cluster, running_cluster
+from tests.faults.proxy import Proxy
 
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered")
 
@@ -58,13 +60,15 @@ def job_on(table: Path, *changes: str) -> Job:
     return load_job(None, [*settings, *changes])
 
 
-async def run(cluster: Cluster, job: Job | None, name: str | None = None) -> WorkerMetrics:
+async def run(
+    cluster: Cluster, job: Job | None, name: str | None = None, reconnect_for: float = 0.0
+) -> WorkerMetrics:
     metrics = WorkerMetrics()
-    await work(WorkerSettings(cluster.address, job, name, 0.0), metrics)
+    await work(WorkerSettings(cluster.address, job, name, reconnect_for), metrics)
     return metrics
 
 
-@pytest.mark.parametrize("staleness", ["0", "inf"])
+@pytest.mark.parametrize("staleness", ["0", "2", "inf"])
 async def test_two_daemons_finish_a_job(table: Path, staleness: str) -> None:
     job = job_on(table, f"train.staleness={staleness}", "train.workers=2")
     async with running_cluster(2) as cluster:
@@ -93,6 +97,63 @@ async def test_the_job_comes_from_the_cluster(table: Path) -> None:
         await run(cluster, None, "b")
         await first
         assert {worker.name for worker in (await cluster.job("digits")).workers} == {"a", "b"}
+
+
+@pytest.mark.parametrize("staleness", ["0", "2", "inf"])
+async def test_a_daemon_may_come_late(table: Path, staleness: str) -> None:
+    job = job_on(table, f"train.staleness={staleness}", "train.epochs=1000000")
+    async with running_cluster(2, failure=FailureSettings(heartbeat=0.2)) as cluster:
+        early = asyncio.create_task(run(cluster, job, "early"))
+        await cluster.until(is_under_way)
+        late = asyncio.create_task(run(cluster, None, "late"))
+        await cluster.until(lambda status: [w.name for w in status.jobs[0].workers] == ["early", "late"])
+        status = await cluster.until(
+            lambda status: len(status.jobs[0].workers) == 2 and status.jobs[0].workers[1].examples > 0
+        )
+        for task in (early, late):
+            task.cancel()
+        await asyncio.gather(early, late, return_exceptions=True)
+        first, second = status.jobs[0].workers
+        assert second.clock > 0
+        assert first.clock - second.clock <= (math.inf if staleness == "inf" else int(staleness) + 1)
+
+
+async def test_a_step_need_not_wait_for_the_slowest(table: Path) -> None:
+    changes = ("train.staleness=0", "train.workers=3", "train.backup-workers=1")
+    job = job_on(table, *changes, "eval.holdout=0")
+    async with running_cluster(2) as cluster:
+        await asyncio.gather(*(run(cluster, job, name) for name in "abc"))
+        status = await cluster.job("digits")
+        assert status.backup_workers == 1
+        assert status.progress is not None
+        assert (status.progress.phase, status.progress.train_examples) == ("finished", ROWS * 40)
+
+
+async def test_connections_may_break(table: Path) -> None:
+    """All the examples are counted once all the same, and the metrics tell."""
+    job = job_on(table, "train.workers=2", "eval.holdout=0")
+    async with running_cluster() as cluster, Proxy(cluster.address) as proxy:
+        near = asyncio.create_task(run(cluster, job, "near"))
+        far = asyncio.create_task(run(Cluster(cluster.servers, proxy.address), job, "far", 60.0))
+        for done in (10, 30, 60, 90):
+            await cluster.until(lambda status, done=done: chunks_done(status) > done)  # type: ignore[misc]
+            proxy.cut()
+        (_, metrics) = await asyncio.gather(near, far)
+        progress = (await cluster.job("digits")).progress
+        assert progress is not None
+        assert (progress.phase, progress.train_examples) == ("finished", ROWS * 40)
+        assert 0 < metrics.recovery.reconnects <= proxy.seen.cuts
+        found = metrics.registry.get_sample_value("psworker_reconnects_total")
+        assert found == metrics.recovery.reconnects
+
+
+def chunks_done(status: ClusterStatus) -> int:
+    progress = status.jobs[0].progress if status.jobs else None
+    return progress.chunks_done if progress else 0
+
+
+def is_under_way(status: ClusterStatus) -> bool:
+    return chunks_done(status) > 3
 
 
 async def test_without_a_job_anywhere() -> None:
@@ -183,9 +244,7 @@ async def test_cancelling_gives_the_leases_back_and_leaves(table: Path) -> None:
     async with running_cluster() as cluster:
         job = job_on(table, "train.epochs=1000000")
         task = asyncio.create_task(run(cluster, job, "a"))
-        await cluster.until(
-            lambda status: bool(status.jobs and (now := status.jobs[0].progress) and now.chunks_done > 3)
-        )
+        await cluster.until(is_under_way)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -233,7 +292,6 @@ def test_jobs_that_are_equal_have_equal_texts(table: Path) -> None:
         (SpecMismatch("x"), 12),
         (DataError("x", None, "x"), 14),
         (ConnectionLost("x"), 15),
-        (WorkerLost("x"), 15),
         (ShuttingDown("x"), 15),
         (InternalError("x"), 15),
         (NotFinite("x"), 16),

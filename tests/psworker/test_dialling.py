@@ -1,5 +1,4 @@
 import asyncio
-import random
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -7,12 +6,19 @@ from contextlib import asynccontextmanager
 import pytest
 
 from protocol.addresses import split_address
-from protocol.connection import Traffic
-from protocol.errors import BadRequest, PSError, Unreachable
+from protocol.connection import Connection, RefuseAll, Traffic
+from protocol.errors import BadRequest, Unreachable, VersionMismatch
+from protocol.messages import Hello
 from psserver.server import Server, ServerSettings
 from psworker import dialling
 from psworker.dialling import reach
-from tests.cluster import running_cluster
+from tests.cluster import hello, running_cluster
+
+
+async def reached(host: str, port: int, *, within: float, said: Hello | None = None) -> Connection:
+    return await reach(
+        host, port, hello=said or hello(), within=within, traffic=Traffic(), handler=RefuseAll()
+    )
 
 
 @pytest.mark.parametrize(
@@ -61,16 +67,14 @@ def free_port() -> int:
 async def test_nobody_answers(within: float) -> None:
     port = free_port()
     with pytest.raises(Unreachable) as caught:
-        await reach("127.0.0.1", port, within=within, traffic=Traffic(), rng=random.Random(1))
+        await reached("127.0.0.1", port, within=within)
     assert (caught.value.field, caught.value.value) == ("server", f"127.0.0.1:{port}")
     assert "psserver" in str(caught.value)
 
 
 async def test_a_server_that_comes_later_is_reached() -> None:
     port = free_port()
-    reaching = asyncio.create_task(
-        reach("127.0.0.1", port, within=60.0, traffic=Traffic(), rng=random.Random(1))
-    )
+    reaching = asyncio.create_task(reached("127.0.0.1", port, within=60.0))
     await asyncio.sleep(0)  # it has begun; whether it has failed once or not is all the same
     server = Server(ServerSettings(port=port))
     await server.start()
@@ -105,14 +109,25 @@ async def test_a_server_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(dialling, "_ANSWER_WITHIN", 0.01)
     async with mute_server() as port:
         with pytest.raises(Unreachable, match=r"no answer within 0\.01 s"):
-            await reach("127.0.0.1", port, within=0.0, traffic=Traffic(), rng=random.Random(1))
+            await reached("127.0.0.1", port, within=0.0)
 
 
-async def test_a_server_that_refuses_is_not_asked_again() -> None:
+async def test_a_server_that_is_full_is_asked_again() -> None:
     async with running_cluster(max_connections=1) as cluster:
         host, port = cluster.endpoint
-        first = await reach(host, port, within=0.0, traffic=Traffic(), rng=random.Random(1))
-        with pytest.raises(PSError):
-            await reach(host, port, within=60.0, traffic=Traffic(), rng=random.Random(1))
+        first = await reached(host, port, within=0.0)
+        with pytest.raises(Unreachable):
+            await reached(host, port, within=0.05)
+        second = asyncio.create_task(reached(host, port, within=60.0))
         first.close()
         await first.wait_closed()
+        connection = await second
+        connection.close()
+        await connection.wait_closed()
+
+
+async def test_a_server_of_another_version_is_not_asked_again() -> None:
+    async with running_cluster() as cluster:
+        host, port = cluster.endpoint
+        with pytest.raises(VersionMismatch):
+            await reached(host, port, within=60.0, said=Hello((99,), "test"))

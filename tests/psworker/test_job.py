@@ -2,7 +2,8 @@ import math
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given
+from hypothesis import settings as under
 from hypothesis import strategies as st
 
 from psworker.errors import JobError
@@ -94,6 +95,15 @@ def test_overrides_are_toml_or_plain_text() -> None:
     assert (job.data.columns, job.eval.every) == (("a",), 3)
 
 
+@pytest.mark.parametrize(
+    ("written", "staleness"), [("0", 0.0), ("3", 3.0), ("inf", math.inf), ('"inf"', math.inf)]
+)
+def test_the_staleness_is_a_number_of_steps_or_none_at_all(written: str, staleness: float) -> None:
+    job = load_job(None, [f"train.staleness={written}"])
+    assert job.train.staleness == staleness
+    assert job_from_json(job_to_json(job)) == job
+
+
 def test_the_last_override_counts() -> None:
     assert load_job(None, ["train.epochs=3", "train.epochs=4"]).train.epochs == 4
 
@@ -123,8 +133,12 @@ def test_an_override_that_names_no_key(override: str) -> None:
         ("train.epochs=2.5", "[train] epochs = 2.5; expected a whole number"),
         ("train.workers=-1", "[train] workers = -1"),
         ("train.batch-size=x", '[train] batch-size = "x"'),
-        ("train.staleness=3", 'staleness = 3; expected 0 (synchronous) or "inf"'),
+        ("train.staleness=-1", "staleness = -1; expected 0 (synchronous), a number of steps"),
+        ("train.staleness=2147483648", "staleness = 2147483648"),
+        ("train.staleness=1.5", "staleness = 1.5"),
         ("train.staleness=false", "staleness = false"),
+        ("train.backup-workers=-1", "[train] backup-workers = -1; expected a whole number from 0"),
+        ("train.backup_workers=1", 'did you mean "backup-workers"?'),
         ("train.staleness=[]", "staleness = []"),
         ("job.seed=-1", "[job] seed = -1"),
         ("job.seed=9223372036854775808", "[job] seed = "),
@@ -252,14 +266,16 @@ jobs = st.builds(
         TrainSettings,
         epochs=st.integers(1, 10**6),
         batch_size=st.integers(1, 10**6),
-        staleness=st.sampled_from([0.0, math.inf]),
+        staleness=st.sampled_from([0.0, 1.0, 2.0**31 - 1, math.inf]),
         workers=st.integers(1, 1000),
+        backup_workers=st.integers(0, 2**20),
     ),
     optimizer=st.builds(OptimizerSettings, name=texts, settings=settings.filter(bool)),
     eval=st.builds(EvalSettings, every=st.integers(0, 10**6), holdout=st.floats(0, 1, exclude_max=True)),
 )
 
 
+@under(suppress_health_check=[HealthCheck.too_slow], deadline=None)  # on a busy machine
 @given(jobs)
 def test_the_text_of_a_job_gives_it_back(job: Job) -> None:
     text = job_to_json(job)

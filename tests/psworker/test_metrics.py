@@ -2,6 +2,7 @@ import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from psworker.link import Recovery
 from psworker.metrics import WorkerMetrics
 
 
@@ -33,6 +34,15 @@ def test_a_phase_that_fails_is_timed_too() -> None:
     with pytest.raises(ZeroDivisionError), metrics.phase("data"):
         raise ZeroDivisionError
     assert samples(metrics)["psworker_step_seconds_count data"] == 1
+
+
+def test_what_it_took_to_go_on_is_what_the_client_counts() -> None:
+    metrics = WorkerMetrics()
+    metrics.recovery = Recovery(reconnects=3, retries=5)
+    found = samples(metrics)
+    assert (found["psworker_reconnects_total"], found["psworker_retries_total"]) == (3, 5)
+    metrics.recovery.retries += 1
+    assert samples(metrics)["psworker_retries_total"] == 6
 
 
 def test_two_workers_of_a_process_count_apart() -> None:

@@ -8,18 +8,27 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from protocol.errors import BadTensor, ConnectionLost, JobMismatch, NotFinite, UnknownTensor, Unreachable
+from protocol.errors import (
+    BadTensor,
+    ConnectionLost,
+    Fenced,
+    JobMismatch,
+    NotFinite,
+    UnknownTensor,
+    Unreachable,
+)
 from protocol.optimizers import SGD, Add
+from psserver.membership import FailureSettings
 from psworker import client
 from psworker.sync import SyncClient, connect
-from tests.cluster import Elsewhere, cluster_in_thread, full
+from tests.cluster import Elsewhere, cluster_in_thread, full, holds, put_out
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered")
 
 
 @pytest.fixture
 def elsewhere() -> Iterator[Elsewhere]:
-    with cluster_in_thread(shards=3) as cluster:
+    with cluster_in_thread(shards=3, failure=FailureSettings(heartbeat=0.3)) as cluster:
         yield cluster
 
 
@@ -117,7 +126,7 @@ def test_after_the_block_nothing_can_be_asked(elsewhere: Elsewhere) -> None:
 
 
 def test_a_server_that_goes_is_an_error_and_no_hang(elsewhere: Elsewhere) -> None:
-    with connect(elsewhere.address) as ps:
+    with connect(elsewhere.address, reconnect_for=0.1) as ps:
         ps.create("w", [1.0])
         elsewhere.stop()
         with pytest.raises(ConnectionLost):
@@ -150,6 +159,21 @@ def test_an_interrupt_ends_a_wait_cleanly(elsewhere: Elsewhere, where: str) -> N
     interrupting.join()
     elsewhere.until(lambda status: status.jobs[0].workers[0].state == "left")
     assert threading.active_count() == before
+
+
+def test_a_worker_that_is_out_is_refused_until_it_pulls(elsewhere: Elsewhere) -> None:
+    with connect(elsewhere.address) as ps:
+        ps.create("w", [0.0], Add())
+        elsewhere.run(put_out(elsewhere.cluster, ps))
+        elsewhere.run(holds(lambda: ps._client._fenced))  # a heartbeat has told it
+        for attempt in (ps.step, lambda: ps.push({"w": [1.0]})):
+            with pytest.raises(Fenced):
+                attempt()
+        assert ps.pull("w").tolist() == [0.0]
+        ps.push({"w": [1.0]})
+        assert ps.joined is not None
+        assert ps.joined.incarnation == 2
+        assert ps.pull("w").tolist() == [1.0]
 
 
 def test_observing(elsewhere: Elsewhere) -> None:

@@ -1,5 +1,6 @@
 import asyncio
 import math
+import random
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -12,16 +13,21 @@ import numpy.typing as npt
 import pytest
 
 from protocol.errors import NotFinite, PSError
-from protocol.messages import Plan
+from protocol.messages import Plan, Set
 from protocol.optimizers import SGD
 from protocol.status import Evaluation, Progress
+from psserver.membership import FailureSettings
+from psworker.asking import change
 from psworker.client import Client, connect
 from psworker.data import Batch
 from psworker.data.split import Split
 from psworker.errors import DataError, ModelError
 from psworker.metrics import WorkerMetrics
 from psworker.training import Trainer
-from tests.cluster import Cluster, running_cluster
+from tests.cluster import EAGER, Cluster, put_out, running_cluster
+from tests.faults.conditions import WAYS
+from tests.faults.proxy import Proxy
+from tests.faults.servers import proxied_cluster
 
 Array = npt.NDArray[Any]
 
@@ -144,9 +150,10 @@ def rows_seen(models: Sequence[Recorder]) -> Counter[int]:
 
 
 BOTH = pytest.mark.parametrize("staleness", [0.0, math.inf])
+ANY = pytest.mark.parametrize("staleness", [0.0, 1.0, math.inf])
 
 
-@BOTH
+@ANY
 async def test_three_workers_see_each_row_of_each_epoch_once(staleness: float) -> None:
     async with running_cluster(2) as cluster:
         settings: dict[str, Any] = {"workers": 3, "staleness": staleness}
@@ -202,6 +209,29 @@ async def test_synchronous_training_is_one_process_on_the_same_batches() -> None
         models = await asyncio.gather(*(work(cluster, name, plan(epochs=3), **settings) for name in "abc"))
         async with connect(cluster.address, observe=True) as observer:
             final = await observer.pull("w")
+    assert_one_process(models, final)
+
+
+async def test_synchronous_training_under_cuts_is_one_process_too() -> None:
+    async with proxied_cluster(2) as proxied:
+        cluster = Cluster(proxied.servers, proxied.address)
+        loop, rng = asyncio.get_running_loop(), random.Random(5)
+
+        def cut(calls: int) -> None:
+            proxy = rng.choice(proxied.proxies)
+            loop.call_soon_threadsafe(proxy.cut_after, rng.randint(1, 300), rng.choice(WAYS))
+
+        settings: dict[str, Any] = {"workers": 3, "staleness": 0.0, "before": cut}
+        models = await asyncio.gather(*(work(cluster, name, plan(epochs=3), **settings) for name in "abc"))
+        assert rows_seen(models) == Counter(dict.fromkeys(EVERYBODY - HELD, 3))
+        async with connect(proxied.direct, observe=True) as observer:
+            final = await observer.pull("w")
+        assert sum(proxy.seen.cuts for proxy in proxied.proxies) > 10
+    assert_one_process(models, final)
+
+
+def assert_one_process(models: Sequence[Recorder], final: Array) -> None:
+    """All was as if one process had taken the union of each step's mini-batches."""
     steps: dict[int, list[Call]] = {}
     for model in models:
         clocks = [call.clock for call in model.calls]
@@ -340,13 +370,141 @@ async def test_a_server_that_goes_is_an_error_and_no_hang(staleness: float) -> N
                 reached.set()
                 goes_on.wait()
 
-        task = asyncio.create_task(work(cluster, "a", plan(), before=wait, staleness=staleness))
+        settings: dict[str, Any] = {"staleness": staleness, "reconnect_for": 0.1}
+        task = asyncio.create_task(work(cluster, "a", plan(), before=wait, **settings))
         await asyncio.to_thread(reached.wait)
         for server in cluster.servers:
             await server.stop()
         goes_on.set()
         with pytest.raises(PSError):
             await task
+
+
+# --- workers that are out
+
+
+def put_out_at(cluster: Cluster, client: Client, *calls: int) -> Callable[[int], None]:
+    """Put the worker out before it computes these gradients; to be called in its thread."""
+    loop = asyncio.get_running_loop()
+
+    def before(number: int) -> None:
+        if number in calls:
+            asyncio.run_coroutine_threadsafe(put_out(cluster, client), loop).result(20)
+
+    return before
+
+
+async def work_and_be_put_out(cluster: Cluster, name: str, *calls: int, **settings: Any) -> Recorder:
+    async with joined(cluster, name, plan(), **settings) as client:
+        model = Recorder(client, put_out_at(cluster, client, *calls))
+        await trainer(client, model).run(SGD(LR))
+        return model
+
+
+async def assert_no_gap(cluster: Cluster, incarnations: dict[str, int]) -> None:
+    """Every chunk of every epoch is counted once, though it was begun more than once."""
+    done = await progress(cluster)
+    assert (done.phase, done.chunks_done, done.train_examples) == ("finished", 10, 2 * len(EVERYBODY - HELD))
+    assert [evaluation.examples for evaluation in done.evaluations] == [len(HELD)] * 2
+    assert {w.name: w.incarnation for w in (await cluster.job()).workers} == incarnations
+
+
+@ANY
+@pytest.mark.parametrize("calls", [(0,), (1,), (3,), (2, 4, 7)])
+async def test_a_worker_that_is_out_joins_again_and_goes_on(staleness: float, calls: tuple[int, ...]) -> None:
+    async with running_cluster(2) as cluster:
+        model = await work_and_be_put_out(cluster, "a", *calls, staleness=staleness)
+        assert set(rows_seen([model])) == EVERYBODY - HELD
+        assert min(rows_seen([model]).values()) >= 2
+        await assert_no_gap(cluster, {"a": 1 + len(calls)})
+
+
+@ANY
+async def test_others_do_the_chunks_of_a_worker_that_is_out(staleness: float) -> None:
+    async with running_cluster(2) as cluster:
+        settings: dict[str, Any] = {"workers": 2, "staleness": staleness}
+        out, good = await asyncio.gather(
+            work_and_be_put_out(cluster, "out", 1, **settings), work(cluster, "good", plan(), **settings)
+        )
+        assert min(rows_seen([out, good]).values()) >= 2
+        await assert_no_gap(cluster, {"out": 2, "good": 1})
+
+
+async def test_a_worker_that_is_out_before_it_has_begun() -> None:
+    async with running_cluster(2) as cluster, joined(cluster, "a", plan()) as client:
+        await put_out(cluster, client)
+        await trainer(client, Recorder(client)).run(SGD(LR))
+        await assert_no_gap(cluster, {"a": 2})
+
+
+@ANY
+async def test_a_worker_that_was_silent_finds_itself_out_and_goes_on(staleness: float) -> None:
+    """It computes on while the network is away; nothing that its former self began is counted twice."""
+    async with running_cluster(2, failure=EAGER) as cluster, Proxy(cluster.address) as proxy:
+        silent, heard = threading.Event(), threading.Event()
+        loop = asyncio.get_running_loop()
+
+        def before(calls: int) -> None:
+            if calls == 1:
+                loop.call_soon_threadsafe(proxy.stall)
+                silent.set()
+                assert heard.wait(20)
+
+        behind = Cluster(cluster.servers, proxy.address)
+        working = asyncio.create_task(work(behind, "a", plan(), before=before, staleness=staleness))
+        await asyncio.to_thread(silent.wait, 20)
+        await cluster.until(lambda status: status.jobs[0].workers[0].state == "dead")
+        proxy.heal()
+        heard.set()
+        await working
+        await assert_no_gap(cluster, {"a": 2})
+
+
+# --- the dial
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+async def test_the_dial_may_be_turned_while_workers_work(shards: int) -> None:
+    async with running_cluster(shards, failure=FailureSettings(heartbeat=0.05)) as cluster:
+        loop = asyncio.get_running_loop()
+        dial = {2: 0.0, 6: math.inf, 9: 2.0, 12: 0.0, 15: math.inf, 18: 0.0}
+
+        def turn(calls: int) -> None:
+            if calls in dial:
+                turning = change(*cluster.endpoint, Set("default", dial[calls]))
+                asyncio.run_coroutine_threadsafe(turning, loop).result(20)
+
+        models = await asyncio.gather(
+            work(cluster, "a", plan(epochs=6), before=turn, workers=2),
+            work(cluster, "b", plan(epochs=6), workers=2),
+        )
+        assert rows_seen(models) == Counter(dict.fromkeys(EVERYBODY - HELD, 6))
+        done = await progress(cluster)
+        assert (done.phase, done.chunks_done) == ("finished", 6 * CHUNKS)
+
+
+@pytest.mark.parametrize("staleness", [0.0, 1.0])
+async def test_who_waits_for_work_when_steps_begin_to_count_holds_nobody_up(staleness: float) -> None:
+    """It waits for a chunk that another does, who now waits for its step."""
+    one_chunk = Plan("text", 1, 2, 1, 0)
+    async with running_cluster(failure=FailureSettings(heartbeat=0.1)) as cluster:
+
+        async def turn() -> None:
+            await cluster.until(lambda status: any(wait.what == "chunks" for wait in status.jobs[0].waits))
+            await change(*cluster.endpoint, Set("default", staleness))
+
+        loop = asyncio.get_running_loop()
+        turns = iter([turn])  # once, by whoever has the first chunk
+
+        def before(calls: int) -> None:
+            for turn_ in turns:
+                asyncio.run_coroutine_threadsafe(turn_(), loop).result(20)
+
+        async with asyncio.timeout(20):
+            await asyncio.gather(
+                *(work(cluster, name, one_chunk, before=before, workers=2) for name in ("a", "b"))
+            )
+        assert (await progress(cluster)).phase == "finished"
 
 
 # --- what overlaps

@@ -13,7 +13,7 @@ from protocol.messages import Spec
 from protocol.optimizers import SGD, Add, Optimizer, OptimizerSpec, Setting, spec_of
 from protocol.tensors import DTYPES
 from psserver.store.arithmetic import INLINE, THREADS
-from psserver.store.dense import DenseBlock, check_spec
+from psserver.store.dense import DenseBlock, StepMean, check_spec
 
 Array = npt.NDArray[Any]
 
@@ -113,53 +113,52 @@ async def test_a_result_that_overflows_is_refused(threads: ThreadPoolExecutor, s
 
 
 async def mean_of(
-    block: DenseBlock, gradients: Sequence[Array], weights: Sequence[float], threads: ThreadPoolExecutor
+    gradients: Sequence[Array], weights: Sequence[float], threads: ThreadPoolExecutor, *, merged: int = 0
 ) -> Array:
-    for gradient, weight in zip(gradients, weights, strict=True):
-        await block.contribute(gradient.copy(), weight, threads)
-    values = await block.after_step(threads)
-    assert values is not None
-    return values
+    """The mean, of which the last ``merged`` come as a mean of their own."""
+    given = [(gradient.copy(), weight) for gradient, weight in zip(gradients, weights, strict=True)]
+    split = len(given) - merged
+    mean = await added(given[:split], threads)
+    if merged:
+        await mean.merge(await added(given[split:], threads), threads)
+    return await mean.result(threads)
+
+
+async def added(given: Sequence[tuple[Array, float]], threads: ThreadPoolExecutor) -> StepMean:
+    mean = StepMean(*given[0])
+    for gradient, weight in given[1:]:
+        await mean.add(gradient, weight, threads)
+    return mean
 
 
 WEIGHTS = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=6)
 
 
-@given(weights=WEIGHTS, size=st.integers(1, 50), seed=st.integers(0, 1000))
-async def test_a_step_applies_the_weighted_mean(weights: list[float], size: int, seed: int) -> None:
+@given(weights=WEIGHTS, size=st.integers(1, 50), seed=st.integers(0, 1000), data=st.data())
+async def test_a_mean_is_weighted_however_it_is_put_together(
+    weights: list[float], size: int, seed: int, data: st.DataObject
+) -> None:
+    merged = data.draw(st.integers(0, len(weights) - 1))
     with ThreadPoolExecutor(1) as threads:
         rng = np.random.default_rng(seed)
         gradients = [rng.normal(size=size) for _ in weights]
-        values = await mean_of(block_of(np.zeros(size)), gradients, weights, threads)
+        values = await mean_of(gradients, weights, threads, merged=merged)
         expected = np.average(gradients, axis=0, weights=weights)
         np.testing.assert_allclose(values, expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("size", [INLINE // 8 - 1, INLINE // 8, INLINE // 8 + 1])
-async def test_large_means_are_the_same(threads: ThreadPoolExecutor, size: int) -> None:
+@pytest.mark.parametrize("merged", [0, 1, 2])
+async def test_large_means_are_the_same(threads: ThreadPoolExecutor, size: int, merged: int) -> None:
     gradients = [np.full(size, value) for value in (1.0, 2.0, 6.0)]
-    block = block_of(np.zeros(size), SGD(0.5))
-    values = await mean_of(block, gradients, [1.0, 2.0, 1.0], threads)
-    np.testing.assert_allclose(values, -0.5 * 2.75, rtol=1e-12)
+    values = await mean_of(gradients, [1.0, 2.0, 1.0], threads, merged=merged)
+    np.testing.assert_allclose(values, 2.75, rtol=1e-12)
 
 
-async def test_the_next_step_begins_with_nothing(threads: ThreadPoolExecutor) -> None:
-    block = block_of(np.zeros(3))
-    await mean_of(block, [np.ones(3)], [1.0], threads)
-    assert await block.after_step(threads) is None
-    await block.contribute(np.ones(3), 1.0, threads)
-    block.drop_step()
-    assert await block.after_step(threads) is None
-
-
-async def test_a_mean_that_overflows_is_refused_and_forgotten(threads: ThreadPoolExecutor) -> None:
-    block = block_of(np.full(3, 1.0, np.float32))
-    for _ in range(2):
-        await block.contribute(np.full(3, 3e38, np.float32), 1.0, threads)
-    with pytest.raises(NotFinite):
-        await block.after_step(threads)
-    assert (block.values == 1.0).all()
-    assert await block.after_step(threads) is None
+async def test_the_mean_of_one_gradient_is_that_gradient_to_the_last_bit(threads: ThreadPoolExecutor) -> None:
+    gradient = np.random.default_rng(1).normal(size=100).astype(np.float32)
+    np.testing.assert_array_equal(await mean_of([gradient], [7.0], threads), gradient)
+    np.testing.assert_array_equal(await mean_of([gradient] * 2, [3.0, 3.0], threads), gradient)
 
 
 # --- what a tensor may be

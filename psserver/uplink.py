@@ -1,0 +1,144 @@
+"""A shard's link to its coordinator: joined once, taken up again whenever it breaks, given up in the end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import protocol
+from protocol.backoff import Backoff
+from protocol.connection import Connection
+from protocol.documents import WAITS
+from protocol.errors import ConnectionLost, Unreachable
+from protocol.frames import VERSION
+from protocol.messages import Ended, Hello, JoinShard, ShardBeat, ShardJoined
+from protocol.status import Waits
+
+__all__ = ["Uplink", "UplinkSettings"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class UplinkSettings:
+    """How a shard joins: as ``offer`` says; it then tries again for ``reconnect_for`` seconds."""
+
+    offer: JoinShard
+    reconnect_for: float
+    answer_within: float
+
+
+class Uplink:
+    """The link of one shard.
+
+    Args:
+        dial: connects to the coordinator; raises ``Unreachable``.
+        settings: how to join, and how long to try again.
+        waits: returns who waits here, for the heartbeat.
+        returned: called when the link has been taken up again.
+    """
+
+    def __init__(
+        self,
+        dial: Callable[[], Awaitable[Connection]],
+        settings: UplinkSettings,
+        waits: Callable[[], Waits],
+        returned: Callable[[], None],
+    ) -> None:
+        self._dial = dial
+        self._settings = settings
+        self._waits = waits
+        self._returned = returned
+        self._connection: Connection | None = None
+        self._joined: ShardJoined | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the coordinator is there, as far as is known."""
+        return self._connection is not None and self._connection.is_open
+
+    def is_at(self, connection: Connection) -> bool:
+        """Return whether this is the connection to the coordinator."""
+        return connection is self._connection
+
+    async def join(self) -> ShardJoined:
+        """Connect, and become a shard, or the same one again.
+
+        Raises:
+            Unreachable, ConnectionLost: the coordinator does not answer.
+            PSError: it refuses.
+        """
+        within = self._settings.answer_within
+        try:
+            async with asyncio.timeout(within):
+                return await self._join()
+        except TimeoutError:
+            raise Unreachable(f"the coordinator does not answer within {within:g} s", field="join") from None
+
+    async def _join(self) -> ShardJoined:
+        connection = await self._dial()
+        try:
+            await connection.request(Hello((VERSION,), f"psserver/{protocol.__version__}"))
+            self._connection = connection  # from the next reply on the coordinator tells epochs
+            joined: ShardJoined
+            joined, _ = await connection.request(self._offer())
+        except BaseException:
+            connection.abort()
+            raise
+        self._joined = joined
+        return joined
+
+    def _offer(self) -> JoinShard:
+        offer, joined = self._settings.offer, self._joined
+        if joined is None:
+            return offer
+        return JoinShard(offer.port, offer.host, joined.shard, joined.cluster)
+
+    def tell(self, report: Ended) -> None:
+        """Tell the coordinator who has ended a step; what it misses is told again when the link is back."""
+        if self._connection is not None:
+            self._connection.notify(report)
+
+    async def keep(self) -> None:
+        """Send heartbeats, and take the link up again when it breaks.
+
+        Raises:
+            Unreachable: the coordinator has not answered for as long as is tried.
+            PSError: it refuses: it is another one than before.
+        """
+        while True:
+            await self._beat()
+            await self._take_up_again()
+
+    async def _beat(self) -> None:
+        """Send heartbeats until one is not answered."""
+        assert self._connection is not None  # noqa: S101 (joined before)
+        assert self._joined is not None  # noqa: S101
+        while self._connection.is_open:
+            payload = WAITS.encode(self._waits())
+            try:
+                async with asyncio.timeout(self._settings.answer_within):
+                    await self._connection.request(ShardBeat(WAITS.parts(payload)), (payload,))
+            except (TimeoutError, ConnectionLost) as error:
+                _log.warning("the coordinator does not answer: %s", error or "timeout")
+                self._connection.abort()
+                return
+            await asyncio.sleep(self._joined.heartbeat)
+
+    async def _take_up_again(self) -> None:
+        loop, backoff = asyncio.get_running_loop(), Backoff()
+        deadline = loop.time() + self._settings.reconnect_for
+        _log.warning("the link to the coordinator is broken; trying for %g s", self._settings.reconnect_for)
+        while loop.time() < deadline:
+            await asyncio.sleep(backoff.pause(deadline - loop.time()))
+            try:
+                await self.join()
+            except (Unreachable, ConnectionLost) as error:
+                _log.debug("the coordinator does not answer yet: %s", error)
+                continue
+            _log.info("the link to the coordinator is back")
+            self._returned()
+            return
+        raise Unreachable("the coordinator is gone; this shard cannot go on without it", field="join")

@@ -1,0 +1,168 @@
+"""What an operator does to a cluster of real processes that trains: look, turn the dial, lose a worker."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from protocol.addresses import split_address
+from protocol.status import ClusterStatus, JobStatus
+from psctl import LocalCluster
+from psctl.result import result_of
+from psworker.asking import fetch_status
+from psworker.job import load_job
+
+ENDLESS = ("train.epochs=1000000", "eval.every=never")
+EPOCHS = 60
+EXAMPLES = EPOCHS * (1797 - 343)
+
+
+def psctl(cluster: LocalCluster, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "psctl", *arguments, "--server", cluster.address]
+
+
+def output(cluster: LocalCluster, *arguments: str) -> str:
+    command = psctl(cluster, *arguments)
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+def status_of(cluster: LocalCluster) -> ClusterStatus:
+    return asyncio.run(fetch_status(*split_address(cluster.address)))
+
+
+def job_when(cluster: LocalCluster, condition: Callable[[JobStatus], bool]) -> JobStatus:
+    """Look, again and again, until the condition holds of the only job."""
+    while not (jobs := status_of(cluster).jobs) or not condition(jobs[0]):
+        cluster.poll()
+    return jobs[0]
+
+
+def trains(job: JobStatus) -> bool:
+    return job.progress is not None and job.progress.chunks_done > 0
+
+
+# --- the dial
+
+
+def test_the_dial_is_turned_while_a_job_trains() -> None:
+    with LocalCluster(servers=2, workers=2, overrides=ENDLESS) as cluster:
+        assert job_when(cluster, trains).staleness == 0
+        assert output(cluster, "set", "staleness=3") == (
+            "job digits: stale by at most 3 steps (staleness 3)\n"
+        )
+        job = job_when(cluster, lambda job: job.step > 0)
+        assert (job.staleness, job.backup_workers) == (3.0, 0)
+        job_when(cluster, lambda now: now.step > job.step + 10)  # and it goes on
+
+        said = output(cluster, "set", "staleness=0", "backup-workers=1", "--job", "digits")
+        assert said == "job digits: synchronous (staleness 0), 1 backup worker\n"
+        job = job_when(cluster, lambda job: job.backup_workers == 1)
+        job_when(cluster, lambda now: now.step > job.step + 10)
+
+
+def test_a_job_that_is_not_there_is_not_changed() -> None:
+    with LocalCluster(servers=1) as cluster:
+        for flags in ((), ("--job", "nobody")):
+            command = psctl(cluster, "set", "staleness=3", *flags)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+            assert (done.returncode, done.stdout) == (12, "")
+            assert done.stderr.startswith("psctl set: ")
+
+
+# --- looking
+
+
+def test_a_step_that_waits_says_for_whom() -> None:
+    patient = ("--heartbeat-interval", "10s", "--dead-after", "100s")
+    with LocalCluster(workers=2, overrides=ENDLESS, server_flags=patient) as cluster:
+        job_when(cluster, trains)
+        os.kill(cluster.workers[1].pid, signal.SIGSTOP)
+        try:
+            while ": 1 waits for worker-1 (" not in (text := output(cluster, "status")):
+                cluster.poll()
+        finally:
+            os.kill(cluster.workers[1].pid, signal.SIGCONT)
+    assert "\n  step " in text
+    assert "synchronous (staleness 0)" in text
+
+
+@contextmanager
+def top(cluster: LocalCluster, *flags: str) -> Iterator["subprocess.Popen[str]"]:
+    with subprocess.Popen(
+        psctl(cluster, "top", "--every", "100ms", *flags),
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
+def test_top_follows_a_job(number: signal.Signals, code: int) -> None:
+    with LocalCluster(workers=1, overrides=ENDLESS) as cluster:
+        job_when(cluster, trains)
+        with top(cluster, "--format", "json") as process:
+            assert process.stdout is not None
+            steps = [json.loads(process.stdout.readline())["jobs"][0]["step"] for _ in range(3)]
+            process.send_signal(number)
+            assert process.wait(60) == code
+    assert 0 < steps[0] <= steps[1] <= steps[2]
+
+
+def test_top_outlives_the_cluster() -> None:
+    with LocalCluster() as cluster, top(cluster, "--format", "json") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert json.loads(process.stdout.readline())["jobs"] == []
+        cluster.stop()
+        assert "no answer since" in process.stderr.readline()
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+
+
+def test_top_on_a_terminal_ends_with_q() -> None:
+    master, slave = os.openpty()
+    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"}
+    with LocalCluster() as cluster:
+        process = subprocess.Popen(psctl(cluster, "top"), stdin=slave, stdout=slave, env=environment)
+        try:
+            os.close(slave)
+            shown = b""
+            while b"1 server, 0 jobs" not in shown:
+                shown += os.read(master, 65536)
+            os.write(master, b"q")
+            assert process.wait(60) == 0
+        finally:
+            process.kill()
+            process.wait()
+            os.close(master)
+    assert b"q or Ctrl-C ends" in shown
+
+
+# --- losing a worker
+
+
+def test_a_synchronous_job_goes_on_without_a_worker_that_was_killed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    quick = ("--heartbeat-interval", "100ms", "--dead-after", "2s")
+    overrides = (f"train.epochs={EPOCHS}",)
+    with LocalCluster(workers=3, overrides=overrides, server_flags=quick) as cluster:
+        job_when(cluster, trains)
+        os.kill(cluster.workers[2].pid, signal.SIGKILL)
+        cluster.wait(timeout=100)
+        status = status_of(cluster)
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("psctl")]
+    assert said == ["worker-2 was killed by SIGKILL; the job goes on without it"]
+    result = result_of(status, load_job(None, overrides))
+    assert (result.workers, result.died) == (3, 1)
+    assert result.examples == EXAMPLES  # its chunks were done by others, and counted once
+    assert result.metrics["accuracy"] >= 0.95

@@ -112,10 +112,6 @@ def test_without_a_coordinator_workers_end_with_exit_code_15(tmp_path: Path) -> 
             assert worker.process.poll() is None, "the others have a minute"
 
 
-def test_a_worker_that_comes_late_takes_work(fault_seed: int, tmp_path: Path) -> None:
-    a_worker_comes_late(STALENESS[fault_seed % 3], tmp_path)
-
-
 @pytest.mark.long
 @pytest.mark.parametrize("staleness", STALENESS)
 def test_late_at_each_staleness(staleness: float, tmp_path: Path) -> None:

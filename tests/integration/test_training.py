@@ -25,7 +25,7 @@ def job_status(cluster: LocalCluster) -> JobStatus:
 
 
 @pytest.mark.parametrize("staleness", ["0", "inf"])
-@pytest.mark.parametrize(("servers", "workers"), [(1, 1), (1, 4), (3, 2)])
+@pytest.mark.parametrize(("servers", "workers"), [(1, 4), (3, 2)])
 def test_a_cluster_learns_the_digits(servers: int, workers: int, staleness: str) -> None:
     overrides = (f"train.staleness={staleness}", f"train.epochs={EPOCHS}")
     with LocalCluster(servers=servers, workers=workers, overrides=overrides) as cluster:

@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
+# Processes that run tests: more than 2 processors, for tests also wait; more of them make each other wait.
+TESTERS := 3
 
 .PHONY: help demo test faults check bench clean
 
@@ -12,10 +14,10 @@ demo: .venv/demo.stamp ## train on handwritten digits with 1 server and 2 worker
 	@$(BIN)/psctl train --servers 1 --workers 2
 
 test: .venv/dev.stamp ## the whole test suite
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(TESTERS) --dist loadgroup
 
 faults: .venv/dev.stamp ## what dies, hangs and breaks, for many seeds: about half an hour
-	$(BIN)/pytest tests/faults -m "long or not long" --timeout 600
+	$(BIN)/pytest tests/faults tests/integration -m "long or not long" --timeout 600
 
 check: .venv/dev.stamp ## format, lint, types, import directions
 	$(BIN)/ruff format --check .

@@ -2,11 +2,12 @@
 
 import sys
 
-from benchmarks import csv_memory, dense, heartbeats, pushes_per_second, staleness
+from benchmarks import csv_memory, dense, durability, heartbeats, pushes_per_second, staleness
 
 BENCHMARKS = {
     "csv-memory": csv_memory.main,
     "dense": dense.main,
+    "durability": durability.main,
     "heartbeats": heartbeats.main,
     "small-pushes": pushes_per_second.main,
     "staleness": staleness.main,

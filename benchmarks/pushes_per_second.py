@@ -81,15 +81,24 @@ def _complete_replies(received: bytes) -> int:
     return complete
 
 
+# The workers of a load that is over are neither missed nor buried while the next one is measured.
+PATIENT = ("--heartbeat-interval", "60m", "--dead-after", "60m")
+
+
 @contextmanager
 def _asyncps() -> Iterator[Load]:
+    with LocalCluster(servers=1, server_flags=PATIENT) as cluster, small_pushes_to(cluster) as load:
+        yield load
+
+
+@contextmanager
+def small_pushes_to(cluster: LocalCluster) -> Iterator[Load]:
+    """Yield a load of 1 KB pushes to a cluster of one `PATIENT` server.
+
+    Raises LoadFailed in the end where nothing was added.
+    """
     elements = _KILOBYTE // 4
-    # The workers of a round that is over are neither missed nor buried while the next one is measured.
-    flags = ("--heartbeat-interval", "60m", "--dead-after", "60m")
-    with (
-        LocalCluster(servers=1, server_flags=flags) as cluster,
-        connect(cluster.address, "small") as client,
-    ):
+    with connect(cluster.address, "small") as client:
         client.create("w", np.zeros(elements, np.float32), optimizer=Add())
         host, _, port = cluster.address.rpartition(":")
         server = cluster.servers[0].pid

@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.fields import array_decoder, array_encoder
-from protocol.messages import Catalogue, Epoch, unpack
+from protocol.messages import Catalogue, Epoch, LoadPlan, SavedFiles, unpack
 from protocol.status import ClusterStatus, Waits
 from protocol.tensors import Part
 
-__all__ = ["CATALOGUE", "EPOCH", "MOST", "STATUS", "WAITS", "Document"]
+__all__ = ["CATALOGUE", "EPOCH", "LOAD", "MOST", "SAVED", "STATUS", "WAITS", "Document", "raw_document"]
 
 T = TypeVar("T")
 
@@ -42,6 +42,19 @@ class Document(Generic[T]):
         """Return the payload."""
         return np.frombuffer(msgpack.packb(self._to_plain(value)), np.uint8)
 
+    def plain(self, value: T) -> Any:
+        """Return a document as plain data, as msgpack and JSON carry them."""
+        return self._to_plain(value)
+
+    def from_plain(self, plain: Any) -> T:
+        """Return the document that plain data describe.
+
+        Raises:
+            BadRequest: they describe none.
+        """
+        found: T = self._from_plain(plain, self._name)
+        return found
+
     def decode(self, payload: npt.NDArray[Any]) -> T:
         """Return what a payload holds.
 
@@ -49,11 +62,17 @@ class Document(Generic[T]):
             BadRequest: it is no such document of this version.
         """
         data = payload.tobytes()
-        found: T = self._from_plain(unpack(data, self._name, most=len(data)), self._name)
-        return found
+        return self.from_plain(unpack(data, self._name, most=len(data)))
+
+
+def raw_document(name: str, data: bytes) -> tuple[tuple[Part, ...], tuple[npt.NDArray[np.uint8]]]:
+    """Return the ``tensors`` and the payload of a message that carries ``data`` as they are."""
+    return (Part(name, "uint8", len(data)),), (np.frombuffer(data, np.uint8),)
 
 
 STATUS: Final = Document(ClusterStatus, "status")
 CATALOGUE: Final = Document(Catalogue, "catalogue")
 EPOCH: Final = Document(Epoch, "epoch")
 WAITS: Final = Document(Waits, "waits")
+SAVED: Final = Document(SavedFiles, "saved")
+LOAD: Final = Document(LoadPlan, "load")

@@ -21,6 +21,10 @@ PSError
     ├── ConnectionLost       the connection ended before the reply (raised at the client only)
     ├── Unreachable          no server answered at the address (raised at the client only)
     ├── ShuttingDown         the server is stopping
+    ├── LogUnwritable        the update cannot be made durable now, and was refused
+    ├── CheckpointFailed     no checkpoint was taken; the training goes on
+    ├── NotReady             the server is taking up its state; ask again
+    ├── CheckpointUnusable   a checkpoint or an update log is damaged or incomplete
     └── InternalError        a defect of the server; its log has the traceback
 """
 
@@ -33,6 +37,8 @@ __all__ = [
     "BadFrame",
     "BadRequest",
     "BadTensor",
+    "CheckpointFailed",
+    "CheckpointUnusable",
     "ClusterError",
     "Conflict",
     "ConnectionLost",
@@ -40,8 +46,10 @@ __all__ = [
     "FrameTooLarge",
     "InternalError",
     "JobMismatch",
+    "LogUnwritable",
     "NotAMember",
     "NotFinite",
+    "NotReady",
     "OutOfOrder",
     "PSError",
     "RequestError",
@@ -211,6 +219,30 @@ class ShuttingDown(ClusterError):
     """The server is stopping and takes no more requests."""
 
     code = "SHUTTING_DOWN"
+
+
+class LogUnwritable(ClusterError):
+    """The update log cannot be written; the update was refused, and changed nothing."""
+
+    code = "LOG_UNWRITABLE"
+
+
+class CheckpointFailed(ClusterError):
+    """A checkpoint was asked for, and not taken; what there was before is as it was."""
+
+    code = "CHECKPOINT_FAILED"
+
+
+class NotReady(ClusterError):
+    """The server is taking up its state, or waits for other servers; ask again."""
+
+    code = "NOT_READY"
+
+
+class CheckpointUnusable(ClusterError):
+    """A checkpoint or an update log is damaged or incomplete."""
+
+    code = "CHECKPOINT_UNUSABLE"
 
 
 class InternalError(ClusterError):

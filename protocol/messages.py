@@ -31,25 +31,38 @@ __all__ = [
     "Beat",
     "Block",
     "Catalogue",
+    "Checkpoint",
+    "Checkpointed",
+    "Completed",
     "Create",
     "Created",
+    "Cut",
     "Decide",
     "Describe",
     "Described",
+    "Done",
     "Empty",
     "Ended",
     "Epoch",
     "Finish",
     "Heartbeat",
     "Hello",
+    "Hold",
     "Init",
     "Initialised",
+    "Install",
     "Join",
     "JoinShard",
     "Joined",
     "Lease",
     "Leased",
     "Leave",
+    "Load",
+    "LoadPlan",
+    "LoadedJob",
+    "LoadedTensor",
+    "Mark",
+    "Marker",
     "Measure",
     "Member",
     "Ping",
@@ -59,8 +72,13 @@ __all__ = [
     "Push",
     "PushPull",
     "Pushed",
+    "Release",
     "Reply",
     "Request",
+    "Restore",
+    "Saved",
+    "SavedFile",
+    "SavedFiles",
     "Set",
     "ShardBeat",
     "ShardJoined",
@@ -165,6 +183,57 @@ class Epoch:
 
 
 @dataclass(frozen=True, slots=True)
+class SavedFile:
+    """A file of a checkpoint: its length, and the checksum of all of it."""
+
+    name: str
+    bytes: int
+    checksum: str
+
+
+@dataclass(frozen=True, slots=True)
+class SavedFiles:
+    """What one shard wrote of a checkpoint."""
+
+    files: tuple[SavedFile, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedTensor:
+    """A tensor whose elements ``start`` to ``stop`` a shard is to load, with the optimizer's ``slots``."""
+
+    name: Name
+    spec: Spec
+    start: int
+    stop: int
+    attempt: int
+    slots: tuple[Name, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedJob:
+    """What of a job a shard is to load. ``step`` is the open one, ``updates`` those applied so far."""
+
+    name: Name
+    step: int
+    updates: int
+    tensors: tuple[LoadedTensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadPlan:
+    """What a shard is to load: of a checkpoint of ``shards`` under ``url``, or nothing.
+
+    An empty ``url`` is the server's own --checkpoint-dir.
+    """
+
+    url: str
+    checkpoint: int | None
+    shards: int
+    jobs: tuple[LoadedJob, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """A daemon's job as the coordinator sees it: how much work there is, in chunks.
 
@@ -190,6 +259,14 @@ class Measure:
     value: float
 
 
+@dataclass(frozen=True, slots=True)
+class Done:
+    """How far the chunk that request ``lease`` got is with a push: after ``batches`` mini-batches."""
+
+    lease: Positive
+    batches: Positive
+
+
 # --- replies
 
 
@@ -200,13 +277,17 @@ class Empty:
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """``shard`` of ``shards`` answers, and takes frames with payloads up to ``max_frame`` bytes."""
+    """``shard`` of ``shards`` answers, and takes frames with payloads up to ``max_frame`` bytes.
+
+    Where the ``timeline`` is another than before, the state may be, too: tensors may have moved or gone.
+    """
 
     version: int
     server: str
     shard: int | None
     shards: int
     max_frame: int
+    timeline: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,13 +332,16 @@ class Beat:
 class ShardJoined:
     """The number that the joining server has from now on, in a cluster of that name.
 
-    It sends ``shard_heartbeat`` every ``heartbeat`` seconds.
+    It sends ``shard_heartbeat`` every ``heartbeat`` seconds. Its state is of ``timeline`` from
+    now on, unless it ``loads``: then it is told what.
     """
 
     shard: int
     shards: int
     cluster: str
     heartbeat: float
+    timeline: int = 0
+    loads: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,13 +382,15 @@ class Pulled:
 class Leased:
     """What to do next: ``train`` or ``evaluate`` a chunk, ``wait`` (ask again), or ``finished``.
 
-    With a ``part``, only the rows of the chunk that are of this part; without, all of them.
+    With a ``part``, only the rows of the chunk that are of this part; without, all of them. Others have done
+    the first ``skip`` mini-batches of a training chunk.
     """
 
     kind: str
     epoch: int
     chunk: int
     part: int | None = None
+    skip: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,6 +398,16 @@ class StatusReport:
     """The cluster as the coordinator sees it: the payload is ``ClusterStatus`` as a msgpack array."""
 
     tensors: tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpointed:
+    """A checkpoint was taken or loaded: its number, where it is, its size, and how long that took."""
+
+    checkpoint: int
+    url: str
+    bytes: int
+    seconds: float
 
 
 # --- requests that every server answers
@@ -340,7 +436,7 @@ class Ping:
 
 @dataclass(frozen=True, slots=True)
 class Init:
-    """Fill this shard's block of a tensor that is being created. Payload: the block."""
+    """Fill this shard's block of a tensor that is being created: its elements from ``start`` on."""
 
     op: ClassVar[str] = "init"
     reply: ClassVar[type] = Empty
@@ -348,6 +444,7 @@ class Init:
     spec: Spec
     attempt: int
     tensors: tuple[Part, ...]
+    start: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,6 +466,7 @@ class Push:
     step: int
     seq: Positive
     weight: Weight = 1.0
+    done: Done | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -385,6 +483,7 @@ class PushPull:
     step: int
     seq: Positive
     weight: Weight = 1.0
+    done: Done | None = None
 
 
 # --- requests that the coordinator answers
@@ -511,6 +610,51 @@ class Set:
     backup_workers: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Take a checkpoint now; the reply comes when it is complete."""
+
+    op: ClassVar[str] = "checkpoint"
+    reply: ClassVar[type] = Checkpointed
+
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """Replace the state of the cluster by that of a checkpoint, which every server must be able to read.
+
+    ``url`` is a directory of checkpoints, as the servers see it; ``checkpoint`` one of them, or None for the
+    newest that is sound. Unless ``replace`` is said, a cluster on which workers are at work refuses.
+    """
+
+    op: ClassVar[str] = "restore"
+    reply: ClassVar[type] = Checkpointed
+    url: str
+    checkpoint: int | None = None
+    replace: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Marker:
+    """What this worker sends from here on is after the cut of a checkpoint."""
+
+    op: ClassVar[str] = "marker"
+    reply: ClassVar[type] = Empty
+    seq: Positive
+    checkpoint: Positive
+
+
+# --- from the coordinator to workers
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Send a marker to every shard, now."""
+
+    op: ClassVar[str] = "mark"
+    reply: ClassVar[type] = Empty
+    checkpoint: Positive
+
+
 # --- between servers
 
 
@@ -518,7 +662,8 @@ class Set:
 class JoinShard:
     """A server offers itself as a shard, as number ``shard`` if it says one.
 
-    ``cluster`` is what it was told when it joined before: it holds that cluster's state, and no other's.
+    ``cluster`` is what it was told when it joined before, and ``timeline`` what its state is of; 0: it has
+    none. ``lost`` says that the newest part of that state may be missing.
     """
 
     op: ClassVar[str] = "join_shard"
@@ -527,6 +672,8 @@ class JoinShard:
     host: str | None = None
     shard: int | None = None
     cluster: str | None = None
+    timeline: int = 0
+    lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -571,14 +718,82 @@ class Decide:
     commit: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Prepare for the cut of a checkpoint: hold what workers send after their markers, or at once."""
+
+    op: ClassVar[str] = "hold"
+    reply: ClassVar[type] = Empty
+    checkpoint: Positive
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Take the cut when all markers are in, and go on; the reply says that it is taken."""
+
+    op: ClassVar[str] = "cut"
+    reply: ClassVar[type] = Empty
+    checkpoint: Positive
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """The checkpoint is given up: go on."""
+
+    op: ClassVar[str] = "release"
+    reply: ClassVar[type] = Empty
+    checkpoint: Positive
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A shard's files of a checkpoint are written: the payload is ``SavedFiles``; else there is a problem."""
+
+    op: ClassVar[str] = "saved"
+    reply: ClassVar[type] = Empty
+    checkpoint: Positive
+    tensors: tuple[Part, ...]
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """A checkpoint is complete on all shards: the payload is its manifest."""
+
+    op: ClassVar[str] = "completed"
+    reply: ClassVar[type] = Empty
+    checkpoint: Positive
+    tensors: tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Read the state that is to replace this shard's: the payload is ``LoadPlan``."""
+
+    op: ClassVar[str] = "load"
+    reply: ClassVar[type] = Empty
+    tensors: tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Install:
+    """Replace this shard's state by what was loaded. It is of ``timeline`` from then on."""
+
+    op: ClassVar[str] = "install"
+    reply: ClassVar[type] = Empty
+    timeline: Positive
+
+
 Step = Push | PushPull
 Request = (
     Hello | Ping | Init | Pull | Push | PushPull | Attach | Join | Leave | Heartbeat | Create | Initialised
-    | Describe | Lease | Finish | Set | Status | JoinShard | ShardBeat | Announce | Ended | Decide
+    | Describe | Lease | Finish | Set | Status | Checkpoint | Restore | Marker | Mark | JoinShard | ShardBeat
+    | Announce | Ended | Decide | Hold | Cut | Release | Saved | Completed | Load
+    | Install
 )  # fmt: skip
 Reply = (
     Empty | Welcome | Attached | Joined | Beat | ShardJoined | Created | Described | Pushed | Pulled | Leased
-    | StatusReport
+    | StatusReport | Checkpointed
 )  # fmt: skip
 
 REQUESTS: Final[tuple[type[Request], ...]] = Request.__args__

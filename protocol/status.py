@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from protocol.fields import Name
 
 __all__ = [
+    "CheckpointStatus",
     "ClusterStatus",
+    "DurabilityStatus",
     "Evaluation",
     "JobStatus",
     "Mean",
@@ -24,7 +26,8 @@ __all__ = [
 class ShardStatus:
     """One server: ``state`` is ``joining``, ``ready``, ``suspect`` (late with its heartbeat) or ``lost``.
 
-    ``heartbeat_age`` is in seconds; 0 for the coordinator, which asks itself.
+    ``heartbeat_age`` is in seconds; 0 for the coordinator, which asks itself. ``problem`` says why its update
+    log cannot be written, so that updates are refused there; ``""``: there is no such problem.
     """
 
     shard: int
@@ -32,6 +35,7 @@ class ShardStatus:
     state: str
     parameters_bytes: int
     heartbeat_age: float
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +110,10 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Waits:
-    """What a shard's heartbeat tells."""
+    """What a shard's heartbeat tells: who waits there, and a ``problem`` as in its status."""
 
     waits: tuple[Wait, ...]
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +149,32 @@ class JobStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckpointStatus:
+    """A complete checkpoint: completed ``age`` seconds ago, in ``seconds`` if that is known still."""
+
+    checkpoint: int
+    age: float
+    seconds: float | None
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class DurabilityStatus:
+    """What outlives the servers: ``mode`` is ``none``, ``snapshot`` or ``log``.
+
+    ``place`` is the coordinator's directory or URL of checkpoints. ``timeline`` goes up, from 1, whenever the
+    state is replaced by an earlier or another one. ``problem`` says why the last checkpoint that was tried
+    was not taken; ``""``: it was.
+    """
+
+    mode: str = "none"
+    place: str = ""
+    timeline: int = 1
+    checkpoint: CheckpointStatus | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ClusterStatus:
     """The whole cluster."""
 
@@ -151,3 +182,4 @@ class ClusterStatus:
     uptime: float
     shards: tuple[ShardStatus, ...]
     jobs: tuple[JobStatus, ...]
+    durability: DurabilityStatus = DurabilityStatus()

@@ -107,6 +107,11 @@ class Child:
         """Ask the process to end, if it runs."""
         self._process.terminate()
 
+    def kill(self) -> None:
+        """Kill the process, as SIGKILL does, and wait for its end."""
+        self._process.kill()
+        self.end(0.0)
+
     def end(self, within: float) -> None:
         """Wait ``within`` seconds for the process to end, then kill it; free what belongs to it."""
         try:

@@ -13,8 +13,8 @@ import configargparse
 import protocol
 from protocol.daemon.exit_codes import ExitCode
 from protocol.daemon.settings import new_parser
-from protocol.errors import PSError
-from psctl import change, status, top, train, up
+from protocol.errors import CheckpointFailed, CheckpointUnusable, PSError
+from psctl import change, checkpoint, inspect, restore, status, top, train, up
 from psctl.child import ProcessFailed
 from psworker.daemon import exit_code
 from psworker.errors import DataError, JobError
@@ -41,6 +41,7 @@ _COMMANDS: Final = {
             "psctl train                                # handwritten digits, 1 server, 2 workers",
             "psctl train --servers 2 --workers 4 --job job.toml",
             "psctl train --set train.epochs=3 --set optimizer.lr=0.5",
+            "psctl train --checkpoint-dir run           # again: goes on where it was interrupted",
             "psctl train --format json | tail -n 1      # the result, for scripts",
         ),
     ),
@@ -51,6 +52,7 @@ _COMMANDS: Final = {
         (
             "psctl up                                   # a server; says how to connect",
             "psctl up --servers 2 --workers 4 --job job.toml --verbose",
+            "psctl up --checkpoint-dir run --durability log",
         ),
     ),
     "status": _Command(
@@ -82,6 +84,35 @@ _COMMANDS: Final = {
             "psctl set staleness=inf --job digits --server 10.0.0.5:7070",
         ),
     ),
+    "checkpoint": _Command(
+        checkpoint.flags,
+        checkpoint.run,
+        "Have the servers take a checkpoint now, and wait until it is complete.",
+        (
+            "psctl checkpoint",
+            "psctl checkpoint --server 10.0.0.5:7070 --format json | jq -r .directory",
+        ),
+    ),
+    "restore": _Command(
+        restore.flags,
+        restore.run,
+        "Have a cluster, of any number of servers, go on from a checkpoint.",
+        (
+            "psctl restore checkpoints                  # the newest there that is sound",
+            "psctl restore checkpoints/checkpoint-00000012 --replace",
+            "psctl restore s3://bucket/run --server 10.0.0.5:7070",
+        ),
+    ),
+    "inspect": _Command(
+        inspect.flags,
+        inspect.run,
+        "Show what is in checkpoints, and whether they are sound: every byte is read.",
+        (
+            "psctl inspect checkpoints                  # all of them, and the newest in detail",
+            "psctl inspect checkpoints/checkpoint-00000012",
+            "psctl inspect checkpoints --format json | jq .usable",
+        ),
+    ),
 }
 
 
@@ -105,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _overview() -> str:
-    commands = "\n".join(f"  {name:<8}{command.summary}" for name, command in _COMMANDS.items())
+    commands = "\n".join(f"  {name:<12}{command.summary}" for name, command in _COMMANDS.items())
     return f"""\
 usage: psctl COMMAND [FLAGS]
 
@@ -139,6 +170,10 @@ def _run(name: str, arguments: Sequence[str]) -> int:
 
 def _exit_code(error: Exception) -> int:
     match error:
+        case CheckpointUnusable():
+            return ExitCode.CHECKPOINT_UNUSABLE
+        case CheckpointFailed():
+            return ExitCode.CHECKPOINT_FAILED
         case TimeoutError():
             return ExitCode.UNREACHABLE
         case ProcessFailed() if error.returncode in _MEANT_FOR_OTHERS:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Final, Self
@@ -26,6 +27,8 @@ _log = logging.getLogger(__name__)
 _PAUSE: Final = 0.02  # seconds between two looks at what is waited for
 _START_WITHIN: Final = 60.0  # seconds; a loaded machine takes its time to import NumPy
 _ANSWER_WITHIN: Final = 1.0  # seconds
+_GRACE: Final = 10.0  # seconds
+_LONG_GRACE: Final = 30.0  # seconds; servers give up a last checkpoint after 25
 
 _SERVER: Final = (sys.executable, "-m", "psserver")
 _WORKER: Final = (sys.executable, "-m", "psworker")
@@ -43,7 +46,7 @@ class LocalCluster:
     process is killed, the children notice the end of their standard input and stop by themselves.
 
     A worker that a signal kills (``os.kill(cluster.workers[0].pid, signal.SIGKILL)``) is logged as a warning,
-    and the job goes on without it.
+    and the job goes on without it. A server that ends is missed, unless ``kill_server`` has ended it.
 
     Args:
         servers: how many, at least 1.
@@ -53,15 +56,22 @@ class LocalCluster:
         port: the coordinator's TCP port; 0: a free one.
         echo_logs: pass the processes' logs on to standard error, each line after its process's name.
         reconnect_for: how long a worker tries while no server answers, such as ``60s``.
+        checkpoint_dir: directory or URL of the servers' checkpoints and update logs; a cluster that is
+            started with what another one left there goes on from it. None: nothing outlives the servers.
+        durability: what outlives a server that is killed: ``snapshot`` (the last checkpoint) or ``log``
+            (every acknowledged update). None: ``snapshot`` with a ``checkpoint_dir``, else nothing.
+        checkpoint_every: time between two checkpoints, such as ``30s``, which is what None means.
         server_flags: more flags for each server; they beat those given here.
         worker_flags: more flags for each worker; they beat those given here.
-        grace: seconds that workers, other servers and coordinator each have to end before they are killed.
+        grace: seconds that workers, other servers and coordinator each have to end before they are killed;
+            None: 10, or 30 with a ``checkpoint_dir``: servers take a last checkpoint.
         server_command: program and first arguments of a server; flags follow.
         worker_command: program and first arguments of a worker; flags follow.
 
     Attributes:
         address: the coordinator's ``HOST:PORT``; ``""`` before the start.
         metrics: ``HOST:PORT`` of each server's metrics, in the order of ``servers``.
+        checkpoint_dir: the directory, as an absolute path, or URL of the checkpoints; None: there is none.
 
     Raises:
         ValueError: no server, or a negative number of workers.
@@ -80,9 +90,12 @@ class LocalCluster:
         port: int = 0,
         echo_logs: bool = False,
         reconnect_for: str = "60s",
+        checkpoint_dir: str | Path | None = None,
+        durability: str | None = None,
+        checkpoint_every: str | None = None,
         server_flags: Sequence[str] = (),
         worker_flags: Sequence[str] = (),
-        grace: float = 10.0,
+        grace: float | None = None,
         server_command: Sequence[str] = _SERVER,
         worker_command: Sequence[str] = _WORKER,
     ) -> None:
@@ -94,15 +107,23 @@ class LocalCluster:
         self.metrics: tuple[str, ...] = ()
         self._server_count = servers
         self._worker_count = workers
+        self.checkpoint_dir = None if checkpoint_dir is None else _absolute(checkpoint_dir)
         self._job_flags = ("--reconnect-for", reconnect_for, *_job_flags(job, overrides, workers))
-        self._server_flags = tuple(server_flags)
+        self._server_flags = (
+            *_flag("--checkpoint-dir", self.checkpoint_dir),
+            *_flag("--durability", durability),
+            *_flag("--checkpoint-every", checkpoint_every),
+            *server_flags,
+        )
         self._worker_flags = tuple(worker_flags)
         self._port = port
         self._echo_logs = echo_logs
-        self._grace = grace
+        self._grace = (_GRACE if checkpoint_dir is None else _LONG_GRACE) if grace is None else grace
         self._server_command = server_command
         self._worker_command = worker_command
         self._servers: list[Child] = []
+        self._addresses: list[tuple[str, str]] = []  # of each server, and of its metrics
+        self._down: set[Child] = set()  # servers that ``kill_server`` has killed
         self._workers: list[Child] = []
         self._missed: set[Child] = set()  # killed by a signal, and said to be
         self._exit = ExitStack()
@@ -146,13 +167,52 @@ class LocalCluster:
         self._workers.append(worker)
         return worker
 
+    def kill_server(self, index: int) -> None:
+        """Kill a server, as ``kill -9`` does, and return when it has ended; it is not missed from then on."""
+        server = self._servers[index]
+        self._down.add(server)
+        server.kill()
+
+    def restart_server(self, index: int, *, wait: bool = True) -> Child:
+        """Start a server anew, at its former address and with its flags, and return it.
+
+        Args:
+            index: of the server; 0 is the coordinator. If it runs, it is stopped first as by SIGTERM.
+            wait: until all servers are ready. Without it, several may be started that wait for each other.
+
+        Raises:
+            ProcessFailed: it ended instead of getting ready.
+            TimeoutError: the servers did not get ready within a minute.
+        """
+        former = self._servers[index]
+        stop_all([former], self._grace)
+        self._down.discard(former)
+        address, metrics = self._addresses[index]
+        more = ("--port", address.rpartition(":")[2], "--metrics-port", metrics.rpartition(":")[2])
+        self._servers[index] = self._start_server(index, more)
+        if wait:
+            self.wait_until_ready()
+        return self._servers[index]
+
+    def wait_until_ready(self) -> None:
+        """Return when all servers serve, with the state that they should have.
+
+        Raises:
+            ProcessFailed: a process has ended that should not have.
+            TimeoutError: that took more than a minute.
+        """
+        for (_, metrics), server in zip(self._addresses, self._servers, strict=True):
+            self._await(f"{server.name} is ready", partial(_is_ready, metrics))
+
     def poll(self) -> bool:
         """Return whether all workers have ended with exit code 0, but for those that a signal killed.
 
         Raises:
             ProcessFailed: a worker ended with another exit code, all were killed, or a server ended at all.
         """
-        failed = [child for child in self._servers if child.returncode is not None]
+        failed = [
+            child for child in self._servers if child.returncode is not None and child not in self._down
+        ]
         ended = [(child, child.returncode) for child in self._workers]
         failed += [child for child, code in ended if code is not None and code > 0]
         killed = [child for child, code in ended if code is not None and code < 0]
@@ -201,21 +261,21 @@ class LocalCluster:
 
     def _start_servers(self, ready_files: Path) -> None:
         """Start all servers, and return when the coordinator says that all have joined."""
-        coordinator = self._start_server(0, ready_files)
-        self.address, metrics = self._await_ready_file(coordinator, ready_files)
-        others = [self._start_server(shard, ready_files) for shard in range(1, self._server_count)]
-        self.metrics = (metrics, *(self._await_ready_file(other, ready_files)[1] for other in others))
-        self._await("the servers have joined", lambda: _is_ready(metrics))
+        for shard in range(self._server_count):
+            port = str(0 if shard else self._port)
+            ready_file = str(ready_files / f"server-{shard}")
+            self._servers.append(self._start_server(shard, ("--port", port, "--ready-file", ready_file)))
+            if not shard:
+                self._addresses.append(self._await_ready_file(self._servers[0], ready_files))
+                self.address = self._addresses[0][0]
+        self._addresses += [self._await_ready_file(other, ready_files) for other in self._servers[1:]]
+        self.metrics = tuple(metrics for _, metrics in self._addresses)
+        self._await("the servers have joined", lambda: _is_ready(self.metrics[0]))
 
-    def _start_server(self, shard: int, ready_files: Path) -> Child:
-        name = f"server-{shard}"
+    def _start_server(self, shard: int, more: Sequence[str]) -> Child:
         place = ("--join", self.address, "--shard", str(shard)) if shard else ()
-        port = str(0 if shard else self._port)
-        flags = ("--host", "127.0.0.1", "--port", port, "--shards", str(self._server_count), *place)
-        ready_file = ("--ready-file", str(ready_files / name))
-        server = self._start(name, (*self._server_command, *flags, *ready_file), self._server_flags)
-        self._servers.append(server)
-        return server
+        flags = ("--host", "127.0.0.1", "--shards", str(self._server_count), *place)
+        return self._start(f"server-{shard}", (*self._server_command, *flags), (*more, *self._server_flags))
 
     def _await_ready_file(self, server: Child, ready_files: Path) -> tuple[str, str]:
         """Return a server's address and that of its metrics."""
@@ -232,6 +292,15 @@ class LocalCluster:
                 logs = "\n".join(server.log_tail() for server in self._servers)
                 raise TimeoutError(f"waited {_START_WITHIN:g} s until {what}; the log says:\n{logs}")
             time.sleep(_PAUSE)
+
+
+def _flag(name: str, value: str | None) -> tuple[str, ...]:
+    return () if value is None else (name, value)
+
+
+def _absolute(directory: str | Path) -> str:
+    """Return a directory as the servers, and others, can name it; URLs as they are."""
+    return str(directory) if "://" in str(directory) else str(Path(directory).absolute())
 
 
 def _job_flags(job: str | Path | None, overrides: Sequence[str], workers: int) -> tuple[str, ...]:

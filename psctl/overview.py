@@ -7,13 +7,21 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from rich.console import Group, RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from protocol.status import ClusterStatus, JobStatus, Progress, ShardStatus, TensorStatus, WorkerStatus
+from protocol.status import (
+    CheckpointStatus,
+    ClusterStatus,
+    JobStatus,
+    Progress,
+    ShardStatus,
+    TensorStatus,
+    WorkerStatus,
+)
 from psctl.display import time_left
 from psctl.figures import count, figure, plural, printable, silence, size, span, togetherness
+from psctl.tables import add, indented, table
 from psctl.waits import felt, sentence
 from psctl.workers import GONE, live_first
 
@@ -49,9 +57,34 @@ def overview(
     )
     return Group(
         Text(heading, style="bold"),
-        _indented(_servers(status.shards)),
+        *_durability(status),
+        indented(_servers(status.shards)),
         *(_job(job, width, most_workers, tensors=tensors) for job in status.jobs),
     )
+
+
+def _durability(status: ClusterStatus) -> Iterator[Text]:
+    """Say what outlives the servers, and what is wrong with that."""
+    now = status.durability
+    if now.mode == "none":
+        yield Text("durability none: nothing outlives the servers", style="dim")
+    else:
+        last = "no checkpoint yet" if now.checkpoint is None else _last_checkpoint(now.checkpoint)
+        yield Text(f"durability {printable(now.mode)}, timeline {now.timeline}, {last}")
+    if now.problem:
+        yield Text(f"no checkpoint was taken: {printable(now.problem)}", style="red")
+    for shard in status.shards:
+        if shard.problem:
+            yield Text(f"shard {shard.shard} refuses updates: {printable(shard.problem)}", style="bold red")
+
+
+def _last_checkpoint(last: CheckpointStatus) -> str:
+    took = "" if last.seconds is None else f" in {last.seconds:.2f} s"
+    return f"checkpoint {last.checkpoint} taken {_ago(last.age)}, {size(last.bytes)}{took}"
+
+
+def _ago(seconds: float) -> str:
+    return f"{seconds:.0f} s ago" if seconds < 100 else f"{span(seconds)} ago"
 
 
 def how_kept_together(job: JobStatus) -> str:
@@ -62,11 +95,11 @@ def how_kept_together(job: JobStatus) -> str:
 
 def _job(job: JobStatus, width: int, most_workers: int | None, *, tensors: bool) -> RenderableType:
     parts: list[RenderableType] = [Text(), Text(f"job {printable(job.name)}", style="bold")]
-    parts += map(_indented, _facts(job))
+    parts += map(indented, _facts(job))
     if job.workers:
-        parts += [Text(), _indented(_workers(job.workers, most_workers, width))]
+        parts += [Text(), indented(_workers(job.workers, most_workers, width))]
     if tensors and job.tensors:
-        parts += [Text(), _indented(_tensors(job.tensors))]
+        parts += [Text(), indented(_tensors(job.tensors))]
     return Group(*parts)
 
 
@@ -102,27 +135,27 @@ def _last_evaluation(progress: Progress) -> str:
 
 
 def _servers(shards: Sequence[ShardStatus]) -> Table:
-    table = _table("<shard", "<address", "<state", ">parameters", ">silent")
+    drawn = table("<shard", "<address", "<state", ">parameters", ">silent")
     for shard in shards:
         # The coordinator, shard 0, is the one that answers.
         silent = silence(shard.heartbeat_age) if shard.shard and shard.state != "joining" else "-"
         parameters = size(shard.parameters_bytes)
-        _add(table, str(shard.shard), shard.address, _state(shard.state), parameters, silent)
-    return table
+        add(drawn, str(shard.shard), shard.address, _state(shard.state), parameters, silent)
+    return drawn
 
 
 def _workers(workers: Sequence[WorkerStatus], most: int | None, width: int) -> RenderableType:
     shown = live_first(workers, most, _MOST_GONE)
     columns = [column for column in _COLUMNS if width >= _NARROW or not column.dispensable]
-    table = _table(*(column.name for column in columns))
+    drawn = table(*(column.name for column in columns))
     for worker in shown:
         cells = (column.cell(worker) for column in columns)
-        _add(table, *cells, style="dim" if worker.state == "left" else "")
+        add(drawn, *cells, style="dim" if worker.state == "left" else "")
     rest = Counter(w.state for w in workers) - Counter(w.state for w in shown)
     if not rest:
-        return table
+        return drawn
     counted = ", ".join(f"{count(number)} {printable(state)}" for state, number in sorted(rest.items()))
-    return Group(table, Text(f"not shown: {counted}", style="dim"))
+    return Group(drawn, Text(f"not shown: {counted}", style="dim"))
 
 
 class _Column(NamedTuple):
@@ -151,35 +184,12 @@ def _while_live(worker: WorkerStatus, number: float) -> str:
 
 
 def _tensors(tensors: Sequence[TensorStatus]) -> Table:
-    table = _table("<tensor", "<dtype", "<shape", "<optimizer", ">shards")
+    drawn = table("<tensor", "<dtype", "<shape", "<optimizer", ">shards")
     for tensor in tensors:
         shape = " x ".join(map(str, tensor.shape)) or "scalar"
-        _add(table, tensor.name, tensor.dtype, shape, tensor.optimizer, str(tensor.shards))
-    return table
+        add(drawn, tensor.name, tensor.dtype, shape, tensor.optimizer, str(tensor.shards))
+    return drawn
 
 
 def _state(state: str) -> Text:
     return Text(printable(state), style=_STYLES.get(state, ""))
-
-
-def _table(*columns: str) -> Table:
-    """Return a table; ``<`` and ``>`` before a column's name say where it is aligned.
-
-    What is aligned to the right are figures: where there is no room, the texts beside them are folded.
-    """
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="underline")
-    for column in columns:
-        if column[0] == ">":
-            table.add_column(column[1:], justify="right", no_wrap=True, overflow="ellipsis")
-        else:
-            table.add_column(column[1:], overflow="fold")
-    return table
-
-
-def _add(table: Table, *cells: str | Text, style: str = "") -> None:
-    row = (cell if isinstance(cell, Text) else Text(printable(cell)) for cell in cells)
-    table.add_row(*row, style=style)
-
-
-def _indented(content: RenderableType) -> Padding:
-    return Padding(content, (0, 0, 0, 2), expand=False)

@@ -24,8 +24,9 @@ class Result:
 
     ``examples`` counts training examples processed, ``steps`` is the furthest worker's clock, ``seconds`` the
     time from the first worker's joining to the end of the work. ``loss`` is the held-out loss of the last
-    evaluation, or the training loss if there was none; ``metrics`` are the evaluation's other means. ``died``
-    counts the workers of ``workers`` that were found dead and did not come back.
+    evaluation, or the training loss if there was none; ``metrics`` are the evaluation's other means.
+    ``checkpoint`` is the directory of the last checkpoint. ``died`` counts the workers of ``workers`` that
+    were found dead and did not come back.
     """
 
     job: str
@@ -81,6 +82,7 @@ def result_table(result: Result) -> Table:
         "time": f"{result.seconds:.1f} s",
         "loss": figure(result.loss),
         **{name: figure(value) for name, value in result.metrics.items()},
+        **({} if result.checkpoint is None else {"checkpoint": result.checkpoint}),
     }
     for name, value in rows.items():
         table.add_row(Text(printable(name)), Text(printable(value)))

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from rich.console import Console
 from rich.constrain import Constrain
@@ -14,12 +14,25 @@ from rich.live import Live
 
 from protocol.status import ClusterStatus
 from psctl.display import History, describe, job_status, render
+from psctl.figures import printable
 from psctl.lines import ProgressLines
 from psworker.job import Job
 
-__all__ = ["Show", "console_for", "screen"]
+__all__ = ["Say", "Screen", "Show", "console_for", "screen"]
 
 Show = Callable[[ClusterStatus | None], None]
+Say = Callable[[str], None]
+
+
+class Screen(NamedTuple):
+    """Where a job in progress is shown.
+
+    ``show`` takes the cluster's status, or None while the cluster starts; ``say`` what has to be read.
+    """
+
+    show: Show
+    say: Say
+
 
 _WIDEST: Final = 110  # columns
 _WIDE_ENOUGH: Final = 160  # columns of what is no terminal: lines are to be read by programs, not folded
@@ -41,8 +54,8 @@ def console_for(stream: Literal["stdout", "stderr"]) -> Console:
 
 
 @contextmanager
-def screen(job: Job, form: str) -> Iterator[Show]:
-    """Yield what shows a job's progress; it takes the cluster's status, or None while the cluster starts.
+def screen(job: Job, form: str) -> Iterator[Screen]:
+    """Yield where a job's progress is shown.
 
     With ``form`` "json", standard output is kept for the result: progress is shown on standard error, and
     only if that is a terminal.
@@ -50,11 +63,11 @@ def screen(job: Job, form: str) -> Iterator[Show]:
     console = console_for("stderr" if form == "json" else "stdout")
     if console.is_terminal and not console.is_dumb_terminal:
         with _live(console, job) as show:
-            yield show
+            yield Screen(show, lambda text: console.print(printable(text)))
     elif form == "json":
-        yield lambda status: None
+        yield Screen(lambda status: None, lambda text: print(text, file=sys.stderr, flush=True))
     else:
-        yield _printing(job)
+        yield Screen(_printing(job), lambda text: print(text, flush=True))
 
 
 @contextmanager

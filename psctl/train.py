@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import Callable, Coroutine
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Final
 
 import configargparse
@@ -13,11 +16,15 @@ from protocol.daemon.exit_codes import ExitCode
 from protocol.daemon.settings import address
 from protocol.errors import ClusterError
 from protocol.status import ClusterStatus
+from psctl.checkpoint import Taken, take_checkpoint
+from psctl.child import ProcessFailed
 from psctl.cluster import LocalCluster
 from psctl.cluster_flags import cluster_flags, cluster_from
+from psctl.display import job_status
+from psctl.figures import count
 from psctl.json_text import json_text
 from psctl.result import Result, result_of, result_table
-from psctl.screen import Show, console_for, screen
+from psctl.screen import Say, Screen, console_for, screen
 from psworker.asking import fetch_status
 from psworker.daemon import check
 from psworker.job import Job, load_job
@@ -25,8 +32,10 @@ from psworker.job import Job, load_job
 __all__ = ["flags", "run", "train"]
 
 Fetch = Callable[[str, int], Coroutine[Any, Any, ClusterStatus]]
+Save = Callable[[str, int], Coroutine[Any, Any, Taken]]
 
 _LOOK_EVERY: Final = 0.2  # seconds
+_WRONG: Final = (ExitCode.USAGE, ExitCode.CHECKPOINT_UNUSABLE, ExitCode.DATA_UNREADABLE, ExitCode.DIVERGED)
 
 
 def flags(parser: configargparse.ArgParser) -> None:
@@ -45,12 +54,15 @@ def run(options: argparse.Namespace) -> int:
 
     Raises:
         JobError, DataError: the job, its model or its data cannot be used.
+        BadRequest: flags that are right one by one contradict each other.
         ProcessFailed: a process of the cluster ended in the middle of it.
+        CheckpointFailed: the last checkpoint was not taken.
     """
     job = load_job(options.job, (*options.set, f"train.workers={options.workers}"))
     check(job)
-    with screen(job, options.format) as show:
-        result = train(cluster_from(options), job, show, fetch_status)
+    cluster = cluster_from(options)
+    with screen(job, options.format) as shown, _says_how_to_go_on(cluster):
+        result = train(cluster, job, shown, fetch_status, take_checkpoint)
     if options.format == "json":
         print(json_text(result), flush=True)
     else:
@@ -58,30 +70,74 @@ def run(options: argparse.Namespace) -> int:
     return ExitCode.DONE
 
 
-def train(cluster: LocalCluster, job: Job, show: Show, fetch: Fetch) -> Result:
+@contextmanager
+def _says_how_to_go_on(cluster: LocalCluster) -> Iterator[None]:
+    """When the training is interrupted, say how it can go on, if it can."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, ProcessFailed, ClusterError) as error:
+        remedy = _remedy(error) if cluster.checkpoint_dir is not None else ""
+        if remedy:
+            print(f"psctl train: {remedy.format(cluster.checkpoint_dir)}", file=sys.stderr)
+        raise
+
+
+def _remedy(error: BaseException) -> str:
+    """Return what can be done with what there is in ``{}``; "" if the error says it."""
+    match error:
+        case ProcessFailed(returncode=ExitCode.JOB_MISMATCH):
+            return "{} is of a job with other settings: go on with those, or give another --checkpoint-dir"
+        case ProcessFailed() if error.returncode in _WRONG:
+            return ""
+        case _:
+            return "the same command goes on from what is in {}"
+
+
+def train(cluster: LocalCluster, job: Job, shown: Screen, fetch: Fetch, save: Save) -> Result:
     """Run ``cluster`` until its job is finished and return what came of it.
 
     Args:
         cluster: not started yet; it is stopped at the end.
         job: what its workers train.
-        show: called with None before the start, and then with each status.
+        shown: is shown None before the start, and then each status.
         fetch: returns the status of the cluster whose coordinator is at host and port.
+        save: has that cluster take a checkpoint.
 
     Raises:
         ProcessFailed: a process of the cluster ended in the middle of it.
+        CheckpointFailed: the cluster has a place for checkpoints, and the last one was not taken.
         PSError: the cluster cannot say what came of it.
     """
-    show(None)
+    shown.show(None)
     with cluster, asyncio.Runner() as runner:
         host, port = address(cluster.address)
+        if cluster.checkpoint_dir is not None:
+            _say_where_it_begins(cluster.checkpoint_dir, runner.run(fetch(host, port)), job, shown.say)
         while not _finished(cluster):
             try:
-                show(runner.run(fetch(host, port)))
+                shown.show(runner.run(fetch(host, port)))
             except ClusterError:  # a server that is gone; the next look at the processes says why
                 continue
         status = runner.run(fetch(host, port))
-    show(status)
-    return result_of(status, job)
+        last = None if cluster.checkpoint_dir is None else runner.run(save(host, port)).directory
+    shown.show(status)
+    return replace(result_of(status, job), checkpoint=last)
+
+
+def _say_where_it_begins(place: str, status: ClusterStatus, job: Job, say: Say) -> None:
+    """Say if the job goes on from what an earlier run has done: its workers have hardly been started."""
+    found = job_status(status, job.name)
+    progress = None if found is None else found.progress
+    if progress is None:
+        return
+    if progress.phase == "finished":
+        say(
+            f"{job.name} is finished already in {place}: nothing is left to train. "
+            "To train it anew, give another --checkpoint-dir"
+        )
+    elif progress.chunks_done:
+        done = f"{count(progress.chunks_done)}/{count(progress.chunks)} chunks done"
+        say(f"going on from {place}: epoch {progress.epoch}/{progress.epochs}, {done}")
 
 
 def _finished(cluster: LocalCluster) -> bool:

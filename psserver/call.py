@@ -9,12 +9,19 @@ from typing import Protocol
 
 from protocol.connection import Array, Connection
 from protocol.errors import InternalError, PSError
-from protocol.messages import Reply
+from protocol.messages import Pulled, Reply
 from psserver.metrics import ServerMetrics
 
 __all__ = ["Call"]
 
 _log = logging.getLogger(__name__)
+
+
+def _without_values(reply: Reply) -> Reply | None:
+    """Return what is remembered of a reply with values, which are sent anew: that the worker was late."""
+    if isinstance(reply, Pulled) and reply.clock is not None:
+        return Pulled(reply.version, (), reply.clock)
+    return None
 
 
 class Outcomes(Protocol):
@@ -31,20 +38,20 @@ class Call:
     A numbered request's answer is remembered, and a retry of it takes the call over.
     """
 
-    __slots__ = ("_outcomes", "connection", "metrics", "op", "request_id", "seq", "started")
+    __slots__ = ("_outcomes", "connection", "fingerprint", "metrics", "op", "request_id", "seq", "started")
 
     def __init__(self, connection: Connection, request_id: int, op: str, metrics: ServerMetrics) -> None:
         self.connection = connection
         self.request_id = request_id
         self.op = op
         self.metrics = metrics
-        self.seq = 0
+        self.seq = self.fingerprint = 0
         self.started = time.perf_counter()
         self._outcomes: Outcomes | None = None
 
-    def admitted(self, outcomes: Outcomes, seq: int) -> None:
-        """Have the answer remembered as that of number ``seq``."""
-        self._outcomes, self.seq = outcomes, seq
+    def admitted(self, outcomes: Outcomes, seq: int, fingerprint: int) -> None:
+        """Have the answer remembered as that of number ``seq``, whose content has this fingerprint."""
+        self._outcomes, self.seq, self.fingerprint = outcomes, seq, fingerprint
 
     def redirect(self, retry: Call) -> None:
         """Answer a retry instead, unless it came on an older connection, which nobody listens to."""
@@ -58,7 +65,7 @@ class Call:
     def reply(self, reply: Reply, arrays: Sequence[Array] = ()) -> None:
         """Answer."""
         if self._outcomes is not None:
-            self._outcomes.answered(self.seq, None if arrays else reply)
+            self._outcomes.answered(self.seq, _without_values(reply) if arrays else reply)
         self.metrics.request(self.op, "ok", time.perf_counter() - self.started)
         self.connection.reply(self.request_id, reply, arrays)
 

@@ -16,12 +16,16 @@ Rules:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Generic, TypeVar
 
 from protocol.errors import BadRequest, SpecMismatch, UnknownTensor
+from protocol.fields import Positive
 from protocol.messages import Block, Created, Spec, TensorInfo
+from protocol.optimizers import optimizer_from_spec
+from psserver.saved_state import SavedState, check_once
 
 __all__ = ["TensorCatalogue"]
 
@@ -40,6 +44,25 @@ class _Tensor(Generic[Client, Ask]):
     waiting: list[tuple[Client, Ask]] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class _SavedTensor:
+    """What is saved of a tensor."""
+
+    info: TensorInfo
+    attempt: Positive
+    filled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Saved:
+    """What is saved."""
+
+    tensors: tuple[_SavedTensor, ...]
+
+
+_SAVED: Final = SavedState(_Saved)
+
+
 class TensorCatalogue(Generic[Client, Ask]):
     """The tensors of one job.
 
@@ -49,6 +72,61 @@ class TensorCatalogue(Generic[Client, Ask]):
 
     def __init__(self) -> None:
         self._tensors: dict[str, _Tensor[Client, Ask]] = {}
+
+    # --- to a disk and back
+
+    def state(self) -> dict[str, Any]:
+        """Return all of it as plain data, as it is when all clients have gone."""
+        return _SAVED.plain(_Saved(tuple([_saved(tensor) for tensor in self._tensors.values()])))
+
+    @classmethod
+    def restored(cls, state: object) -> TensorCatalogue[Client, Ask]:
+        """Return the catalogue whose ``state`` this is. Whoever asks next for what is not filled fills it.
+
+        Raises:
+            BadRequest: it is not whole.
+        """
+        saved, found = _SAVED.checked(state), cls()
+        check_once([one.info.name for one in saved.tensors], "tensors")
+        for one in saved.tensors:
+            _check_blocks(one.info)
+            optimizer_from_spec(one.info.spec.optimizer)  # or refuse it
+            found._tensors[one.info.name] = _Tensor(one.info, None, one.attempt, one.filled)
+        return found
+
+    # --- where they are
+
+    def infos(self) -> list[TensorInfo]:
+        """Return what all tensors are and where, also those that are not filled yet."""
+        return [tensor.info for tensor in self._tensors.values()]
+
+    def attempt(self, name: str) -> int:
+        """Return the latest attempt at creating a tensor.
+
+        Raises:
+            UnknownTensor: there is none of that name.
+        """
+        return self._tensor(name).attempt
+
+    def move(self, name: str, blocks: tuple[Block, ...]) -> None:
+        """Have a tensor's blocks be elsewhere.
+
+        Raises:
+            UnknownTensor: there is none of that name.
+            BadRequest: the blocks are not all of it.
+        """
+        tensor = self._tensor(name)
+        info = replace(tensor.info, blocks=blocks)
+        _check_blocks(info)
+        tensor.info = info
+
+    def _tensor(self, name: str) -> _Tensor[Client, Ask]:
+        tensor = self._tensors.get(name)
+        if tensor is None:
+            raise UnknownTensor("create it first", field="name", value=name)
+        return tensor
+
+    # --- who makes them, and who asks
 
     def create(
         self, name: str, spec: Spec, client: Client, ask: Ask, place: Callable[[Spec], tuple[Block, ...]]
@@ -84,9 +162,7 @@ class TensorCatalogue(Generic[Client, Ask]):
         Raises:
             UnknownTensor, BadRequest: nobody creates it, or another attempt has begun.
         """
-        tensor = self._tensors.get(name)
-        if tensor is None:
-            raise UnknownTensor("create it first", field="name", value=name)
+        tensor = self._tensor(name)
         if tensor.attempt != attempt:
             raise BadRequest("another attempt has begun", field="attempt", value=attempt)
         tensor.creator, tensor.filled = None, True
@@ -136,6 +212,24 @@ class TensorCatalogue(Generic[Client, Ask]):
 
     def __iter__(self) -> Iterator[TensorInfo]:
         return iter([tensor.info for tensor in self._tensors.values() if tensor.filled])
+
+
+def _saved(tensor: _Tensor[Any, Any]) -> _SavedTensor:
+    lost = tensor.creator is not None  # its attempt goes with it
+    return _SavedTensor(tensor.info, tensor.attempt + lost, tensor.filled)
+
+
+def _check_blocks(info: TensorInfo) -> None:
+    """Refuse blocks that are not all of a tensor, in order, each on a shard of its own."""
+    bounds = [0, *(block.stop for block in info.blocks)]
+    sound = bounds[-1] == math.prod(info.spec.shape) and bounds == sorted(set(bounds))
+    sound = sound and [block.start for block in info.blocks] == bounds[:-1]
+    if not sound or len({block.shard for block in info.blocks}) < len(info.blocks):
+        raise BadRequest(
+            "blocks are all of a tensor, in order, each on a shard of its own",
+            field="blocks",
+            value=info.blocks,
+        )
 
 
 def _mismatch(name: str, has: Spec, wanted: Spec) -> SpecMismatch:

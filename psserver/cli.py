@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 from collections.abc import Sequence
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
 import configargparse
 
@@ -15,8 +17,10 @@ from protocol.daemon.exposition import Exposition
 from protocol.daemon.logs import configure_logs
 from protocol.daemon.run import announce_ready, run, watch_stdin
 from protocol.daemon.settings import address, duration, is_loopback, log_flags, new_parser, port, size
-from protocol.errors import ClusterError, PSError
+from protocol.errors import CheckpointUnusable, ClusterError, PSError
+from psserver.durability import failpoints
 from psserver.membership import FailureSettings
+from psserver.persistence import DurabilitySettings
 from psserver.server import Server, ServerSettings
 
 __all__ = ["main"]
@@ -34,6 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if problem:
         parser.error(problem)
     configure_logs(options.log_format, options.log_level)
+    try:
+        failpoints.configure(os.environ.get("PSSERVER_FAILPOINTS", ""))
+    except ValueError as error:
+        parser.error(f"PSSERVER_FAILPOINTS: {error}")
     return run(lambda stop: _serve(options, stop))
 
 
@@ -89,6 +97,32 @@ def _parser() -> configargparse.ArgParser:
         help="how long to try while the coordinator does not answer; goes with --join",
     )
     parser.add_argument(
+        "--checkpoint-dir",
+        metavar="DIR",
+        help="where checkpoints and the update log are: a directory or, for checkpoints, a URL such as s3://...",
+    )
+    parser.add_argument(
+        "--checkpoint-every",
+        type=duration,
+        default="30s",
+        metavar="TIME",
+        help="between two checkpoints, if anything has changed; 0s: only on demand and at the end; said to "
+        "the coordinator",
+    )
+    parser.add_argument("--keep", type=int, default=3, metavar="N", help="complete checkpoints that are kept")
+    parser.add_argument(
+        "--durability",
+        choices=["none", "snapshot", "log"],
+        help="what outlives a server: nothing, what was in the last checkpoint, or every acknowledged update "
+        "(default: snapshot with --checkpoint-dir, else none)",
+    )
+    parser.add_argument(
+        "--log-sync",
+        choices=["always", "1s"],
+        default="always",
+        help="when the update log is synced: before each acknowledgement, or once a second",
+    )
+    parser.add_argument(
         "--metrics-port",
         type=port,
         metavar="PORT",
@@ -128,6 +162,14 @@ def _problem(options: argparse.Namespace) -> str | None:
             f"--heartbeat-interval {options.heartbeat_interval:g}s and --dead-after {options.dead_after:g}s: "
             "expected 10ms or more between heartbeats, and no less than that until death"
         )
+    if options.keep < 1:
+        return f"--keep {options.keep}: at least 1 checkpoint is kept"
+    if _mode(options) != "none" and not options.checkpoint_dir:
+        return f"--durability {options.durability} needs a --checkpoint-dir"
+    if options.checkpoint_dir and options.durability == "none":
+        return "--durability none keeps nothing; leave --checkpoint-dir away, or say snapshot or log"
+    if _mode(options) == "log" and "://" in options.checkpoint_dir:
+        return f"--checkpoint-dir {options.checkpoint_dir}: an update log needs a directory of this machine"
     if not is_loopback(options.host) and not options.insecure:
         return (
             f"--host {options.host} lets other machines in, and nothing would be asked of them; "
@@ -137,20 +179,24 @@ def _problem(options: argparse.Namespace) -> str | None:
 
 
 async def _serve(options: argparse.Namespace, stop: asyncio.Event) -> int:
-    server = Server(
-        ServerSettings(
-            host=options.host,
-            port=options.port,
-            shards=options.shards,
-            join=options.join,
-            shard=options.shard,
-            advertise=options.advertise,
-            failure=FailureSettings(options.heartbeat_interval, options.dead_after, options.hung_after),
-            reconnect_for=options.reconnect_for,
-            max_frame=options.max_frame,
-            max_connections=options.max_connections,
-        )
+    settings = ServerSettings(
+        host=options.host,
+        port=options.port,
+        shards=options.shards,
+        join=options.join,
+        shard=options.shard,
+        advertise=options.advertise,
+        failure=FailureSettings(options.heartbeat_interval, options.dead_after, options.hung_after),
+        durability=_durability(options),
+        reconnect_for=options.reconnect_for,
+        max_frame=options.max_frame,
+        max_connections=options.max_connections,
     )
+    try:
+        server = Server(settings)
+    except (OSError, ValueError) as error:
+        _log.error("--checkpoint-dir cannot be used: %s", error)
+        return ExitCode.USAGE
     exposition = Exposition(server.metrics.registry, server.is_ready, asyncio.get_running_loop())
     try:
         metrics = exposition.listen(options.host, options.metrics_port, _METRICS_PORT)
@@ -174,7 +220,32 @@ async def _serve(options: argparse.Namespace, stop: asyncio.Event) -> int:
     return code
 
 
+def _durability(options: argparse.Namespace) -> DurabilitySettings | None:
+    if _mode(options) == "none":
+        return None
+    return DurabilitySettings(
+        mode=_mode(options),
+        url=_absolute(options.checkpoint_dir),
+        every=options.checkpoint_every,
+        keep=options.keep,
+        log_sync=0.0 if options.log_sync == "always" else duration(options.log_sync),
+    )
+
+
+def _absolute(directory: str) -> str:
+    """Return a directory as others can name it, too; URLs as they are."""
+    return directory if "://" in directory else str(Path(directory).absolute())
+
+
+def _mode(options: argparse.Namespace) -> Any:
+    """Return the durability, which without a flag depends on whether there is a place for it."""
+    return options.durability or ("snapshot" if options.checkpoint_dir else "none")
+
+
 def _start_failure(options: argparse.Namespace, error: Exception) -> int:
+    if isinstance(error, CheckpointUnusable):
+        _log.error("the state cannot be restored: %s", error)
+        return ExitCode.CHECKPOINT_UNUSABLE
     if isinstance(error, ClusterError):
         _log.error("cannot join the cluster: %s", error)
         return ExitCode.UNREACHABLE
@@ -188,17 +259,22 @@ def _start_failure(options: argparse.Namespace, error: Exception) -> int:
 
 
 async def _until_stopped(server: Server, stop: asyncio.Event, *, with_stdin: bool) -> int:
-    waits: list[asyncio.Task[bool]] = [
-        asyncio.create_task(stop.wait()),
-        asyncio.create_task(server.coordinator_lost.wait()),
-    ]
+    assert server.failed is not None  # noqa: S101 (it was started)
+    waits: list[asyncio.Future[Any]] = [asyncio.create_task(stop.wait()), server.failed]
     if with_stdin:
         waits.append(asyncio.create_task(_stdin_ends()))
     _, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    for task in pending:
-        task.cancel()
+    for wait in pending:
+        wait.cancel()
     await asyncio.gather(*pending, return_exceptions=True)
-    return ExitCode.CLUSTER_LOST if server.coordinator_lost.is_set() and not stop.is_set() else ExitCode.DONE
+    if stop.is_set() or server.failed.cancelled():
+        return ExitCode.DONE
+    error = server.failed.result()
+    if isinstance(error, CheckpointUnusable):
+        _log.error("the state cannot be restored: %s", error)
+        return ExitCode.CHECKPOINT_UNUSABLE
+    _log.error("the cluster is lost: %s", error)
+    return ExitCode.CLUSTER_LOST
 
 
 async def _stdin_ends() -> bool:

@@ -13,10 +13,26 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any, Final
 
 from protocol.messages import Epoch, Member
+from psserver.saved_state import AnyNumber, SavedState, as_text, check_once, check_saved
 
 __all__ = ["Clocks"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Saved:
+    """What is saved; the clock of each member is the step that it is in."""
+
+    staleness: AnyNumber
+    since: int
+    furthest: int
+    members: tuple[Member, ...]
+
+
+_SAVED: Final = SavedState(_Saved)
 
 
 class Clocks:
@@ -48,10 +64,38 @@ class Clocks:
             same = known is not None and known.incarnation == member.incarnation
             clock = max(self._clocks[worker], member.clock) if same else member.clock
             clocks[worker] = max(clock, epoch.since)
+        self._set(clocks)
+        self.furthest = max(self.furthest, epoch.since, *self._at, 0)
+
+    def _set(self, clocks: dict[int, int]) -> None:
         self._clocks = clocks
         self._at = dict(Counter(clocks.values()))
         self.slowest = min(self._at, default=0)
-        self.furthest = max(self.furthest, epoch.since, *self._at, 0)
+
+    def state(self) -> dict[str, Any]:
+        """Return all of it as plain data."""
+        members = [replace(one, clock=self._clocks[one.worker]) for one in self.members.values()]
+        return _SAVED.plain(_Saved(as_text(self.staleness), self.since, self.furthest, tuple(members)))
+
+    @classmethod
+    def restored(cls, state: object) -> Clocks:
+        """Return the clocks whose ``state`` this is.
+
+        Raises:
+            BadRequest: it is not whole.
+        """
+        saved, clocks = _SAVED.checked(state), cls()
+        staleness = clocks.staleness = float(saved.staleness)
+        whole = staleness == math.inf or (staleness >= 0 and staleness.is_integer())
+        check_saved(whole, "whole steps, or inf", "staleness", saved.staleness)
+        check_once([member.worker for member in saved.members], "members")
+        clocks.since, clocks.furthest = saved.since, saved.furthest
+        clocks.members = {member.worker: member for member in saved.members}
+        clocks._set({member.worker: member.clock for member in saved.members})
+        reached = (clocks.since, *clocks._at, clocks.furthest)
+        check_saved(min(reached) == clocks.since, "no clock below it", "since", clocks.since)
+        check_saved(max(reached) == clocks.furthest, "no clock above it", "furthest", clocks.furthest)
+        return clocks
 
     def ended(self, worker: int, step: int) -> None:
         """Note that a live worker has ended a step."""

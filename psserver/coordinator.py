@@ -5,14 +5,15 @@ here they meet the wire.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 import protocol
 from protocol.connection import Connection
@@ -28,6 +29,7 @@ from protocol.messages import (
     Decide,
     Describe,
     Described,
+    Done,
     Empty,
     Ended,
     Epoch,
@@ -37,23 +39,31 @@ from protocol.messages import (
     Join,
     Joined,
     Lease,
+    Leased,
     Leave,
+    Mark,
     Set,
     Spec,
     Status,
     StatusReport,
 )
 from protocol.sequences import fingerprint_of_work
-from protocol.status import ClusterStatus, JobStatus, TensorStatus, Wait
+from protocol.status import ClusterStatus, DurabilityStatus, JobStatus, TensorStatus, Wait
 from protocol.tensors import DTYPES
 from psserver.call import Call
-from psserver.catalogue import TensorCatalogue
+from psserver.checkpoints import Jobs
+from psserver.coordinated_job import Job
+from psserver.coordinator_state import job_doc, job_state, plain_finish, plain_leased
 from psserver.decisions import StepDecisions
+from psserver.durability.failpoints import failpoint
+from psserver.durability.manifest import SavedJob
+from psserver.durability.records import Key
 from psserver.jobs import Session, fenced
+from psserver.journal import plain_done
 from psserver.leases import Ledger
 from psserver.links import ShardLinks
 from psserver.membership import FailureSettings, Membership, Worker
-from psserver.placement import place
+from psserver.placement import load_of, place
 from psserver.shard import NAMED, Shard, Spawn
 from psserver.store.dense import check_spec
 
@@ -63,32 +73,12 @@ _log = logging.getLogger(__name__)
 
 _MOST_BACKUP: Final = 1 << 20
 
+_SKIPPED: Final = 1000
+"""Incarnations and epochs that may have been used, and forgotten: the log did not come to hold them."""
 
-@dataclass(slots=True)
-class _Job:
-    """A job as the coordinator knows it.
 
-    ``agreed`` is what all shards are known to follow. ``made_with`` is the staleness that the job was made
-    with, which those who join later say too, whatever it has been set to since.
-    """
-
-    name: str
-    staleness: float
-    backup: int
-    workers: Membership
-    decisions: StepDecisions
-    made_with: float
-    began: float
-    since: int = 0
-    agreed: Beat = field(default_factory=lambda: Beat(0, math.inf, 0))
-    ledger: Ledger | None = None
-    tensors: TensorCatalogue[Worker, Call] = field(default_factory=TensorCatalogue)
-    joining: dict[int, Call] = field(default_factory=dict)  # by worker
-    idle: list[tuple[Call, Worker]] = field(default_factory=list)  # wait for a lease
-
-    def live(self) -> list[int]:
-        """Return the live workers."""
-        return [worker.id for worker in self.workers.live()]
+def _nothing() -> None:
+    """Do nothing."""
 
 
 class Coordinator:
@@ -103,6 +93,9 @@ class Coordinator:
 
     Attributes:
         links: the servers.
+        serving: set while all servers are there, or have been, with the state that they should have.
+        changes: how often the jobs have changed.
+        durability: tells what outlives the servers; without a storage, nothing.
     """
 
     def __init__(
@@ -114,32 +107,53 @@ class Coordinator:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._shard = shard
-        self._jobs: dict[str, _Job] = {}
+        self._jobs: dict[str, Job] = {}
         self._spawn = spawn
         self._settings = settings
         self._clock = clock
-        self._began = self._ticked = clock()
-        self._at_work: dict[Connection, tuple[_Job, Worker]] = {}
-        self.links = ShardLinks(shard, shards, secrets.token_hex(8), settings, self._missed, clock)
+        self._began = self._ticked = self._taken = clock()
+        self._at_work: dict[Connection, tuple[Job, Worker]] = {}
+        self._undisturbed = asyncio.Event()  # no cut is being prepared
+        self._undisturbed.set()
+        self._untold: list[Callable[[], None]] = []  # decisions that became durable while a cut was prepared
+        self.serving = asyncio.Event()
+        self.changes = 0
+        self.durability: Callable[[], DurabilityStatus] = DurabilityStatus
+        self.links = ShardLinks(
+            shard, shards, secrets.token_hex(8), settings, self._missed, self._has_jobs, clock
+        )
 
     # --- epochs and decisions
 
-    def _epoch(self, job: _Job) -> Epoch:
+    def _epoch(self, job: Job) -> Epoch:
         return Epoch(job.name, job.workers.epoch, job.staleness, job.since, job.workers.members())
 
-    async def _announce(self, job: _Job) -> None:
-        """Tell every shard the job's epoch, and return when all follow it."""
+    async def _announce(self, job: Job, gone: Sequence[Worker] = ()) -> None:
+        """Tell every shard the job's epoch, and return when all follow it; these are ``gone`` from now on."""
+        await self._durable(job)  # an incarnation must not be issued twice
+        await self._undisturbed.wait()
+        if self._jobs.get(job.name) is not job:
+            return  # another state has taken its place
+        failpoint("membership.before-announce")
         epoch = self._epoch(job)
-        await self.links.announce(epoch)
+        followed = self.links.announce(epoch)
+        for worker in gone:
+            self._take_back(job, worker)
+        await followed
+        failpoint("membership.announced")
         if epoch.number > job.agreed.epoch:
             job.agreed = Beat(epoch.number, epoch.staleness, epoch.since)
+
+    def _has_jobs(self) -> bool:
+        return bool(self._jobs)
 
     def _missed(self) -> Iterable[Decide | Epoch]:
         """Return what a shard that was away may have missed; it ignores what it knows."""
         for job in self._jobs.values():
-            if job.workers.started:
-                yield from job.decisions.again(job.name)
-                yield self._epoch(job)
+            yield from job.told
+
+    def _to_be_told(self, job: Job) -> list[Decide | Epoch]:
+        return [*job.decisions.again(job.name), self._epoch(job)] if job.workers.started else []
 
     def ended(self, shard: int, report: Ended) -> None:
         """Take a shard's report of who has ended the open step there."""
@@ -149,12 +163,206 @@ class Coordinator:
             job.decisions.ended(shard, report, known, self._clock())
             self._decide(job)
 
-    def _decide(self, job: _Job) -> None:
-        if job.staleness:
-            return
+    def _decide(self, job: Job) -> None:
+        if job.staleness or not self._undisturbed.is_set():
+            return  # after the cut it is asked again
         decision = job.decisions.decide(job.name, job.live(), job.backup)
-        if decision is not None:
-            self.links.decide(decision)
+        if decision is None:
+            return
+        tell = partial(self._tell, job, decision, job.decisions.again(job.name))
+        if len(self.links) == 1:
+            tell()  # after a restart the one shard knows what came of it
+        else:
+            self._record(job, then=tell, changed=("decisions",))
+
+    def _tell(self, job: Job, decision: Decide, again: Sequence[Decide]) -> None:
+        if not self._undisturbed.is_set():
+            self._untold.append(partial(self._tell, job, decision, again))
+            return
+        if self._jobs.get(job.name) is not job:
+            return  # another state has taken its place
+        job.told = [*again, *(message for message in job.told if isinstance(message, Epoch))]
+        failpoint("membership.before-decide")
+        self.links.decide(decision)
+
+    # --- what has to be durable
+
+    def _record(
+        self,
+        job: Job,
+        *events: list[Any],
+        then: Callable[[], None] = _nothing,
+        changed: Sequence[str] = (),
+    ) -> None:
+        """Log what has happened to a job, if there is a log; call ``then`` when it is durable."""
+        self.changes += 1
+        log = self._shard.journal.log
+        if log is None:
+            then()
+        else:
+            docs: dict[Key, Callable[[], Any]] = {
+                (what, job.name): partial(job_doc, job, what) for what in changed
+            }
+            log.append(events, docs=docs, then=then)
+
+    # --- checkpoints
+
+    def checkpoint_jobs(self) -> Jobs:
+        """Return what a checkpoint needs to know of the jobs."""
+        return Jobs(
+            mark=self._mark,
+            disturb=self._disturb,
+            missing=self._unmarked,
+            saved=self._saved_jobs,
+            state=self._state,
+            changes=self.state_number,
+            at_work=lambda: bool(self.at_work()),
+            serving=self.serving.is_set,
+        )
+
+    def state_number(self) -> int:
+        """Return a number that changes with the jobs and with this server's shard."""
+        return self.changes + self._shard.updates
+
+    def _mark(self, checkpoint: int) -> None:
+        """Ask the workers of jobs that need it for their markers."""
+        for connection, (job, _) in self._at_work.items():
+            store = self._shard.jobs.get(job.name)
+            if store is not None and store.clocks.staleness:  # as the shards know it so far
+                connection.notify(Mark(checkpoint))
+
+    def _disturb(self, may: bool) -> None:
+        """Say whether epochs and decisions may be told; what has come up meanwhile is told then."""
+        if may:
+            self._undisturbed.set()
+            untold, self._untold = self._untold, []
+            for tell in untold:
+                tell()
+            for job in self._jobs.values():
+                self._decide(job)
+        else:
+            self._undisturbed.clear()
+
+    def _unmarked(self) -> tuple[str, ...]:
+        """Return whose markers are not in on this server's shard."""
+        found: list[str] = []
+        for store in self._shard.jobs.values():
+            if store.holding is not None:
+                found += [store.clocks.members[one].name for one in store.holding.awaited][:NAMED]
+        return tuple(found[:NAMED])
+
+    def _saved_jobs(self) -> tuple[SavedJob, ...]:
+        return tuple(
+            SavedJob(
+                job.name,
+                job.staleness,
+                self._furthest(job),
+                store.updates if (store := self._shard.jobs.get(job.name)) is not None else 0,
+                None if job.ledger is None else job.ledger.plan.text,
+                tuple(job.tensors),
+            )
+            for job in self._jobs.values()
+        )
+
+    def _state(self) -> dict[str, Any]:
+        now = self._clock()
+        for job in self._jobs.values():
+            job.furthest = self._furthest(job)
+            for worker in job.workers.live():
+                self._reached(job, worker)
+        return {"jobs": [job_state(job, now) for job in self._jobs.values()]}
+
+    def is_held(self, session: Session) -> bool:
+        """Return whether what a worker asks for now is after the cut that is being prepared."""
+        store = self._shard.jobs.get(session.job or "")
+        if store is None or store.holding is None or not store.clocks.staleness:
+            return False
+        return session.worker is not None and session.worker not in store.holding.awaited
+
+    def hold(self, session: Session, go_on: Callable[[], None]) -> None:
+        """Keep what ``is_held`` until the cut is taken."""
+        holding = self._shard.jobs[session.job or ""].holding
+        assert holding is not None  # noqa: S101 (is_held)
+        holding.held.append(go_on)
+
+    # --- taking up what was saved
+
+    def pause(self) -> None:
+        """Have everybody wait: the state is about to be replaced."""
+        self.serving.clear()
+
+    def take(self, jobs: dict[str, Job]) -> None:
+        """Have these jobs instead of those that there are."""
+        self._jobs = jobs
+        self._taken = self._clock()
+        self._at_work.clear()
+        self._untold.clear()
+        for job in jobs.values():
+            job.told = self._to_be_told(job)
+        self.links.place_all(load_of(info for job in jobs.values() for info in job.tensors.infos()))
+        self.changes += 1
+
+    def serve(self) -> None:
+        """Go on: all servers are there, with the state that they should have."""
+        now = self._clock()
+        for job in self._jobs.values():
+            job.workers.excuse(now - self._taken, now)
+            self._resume_steps(job)
+            job.told = self._to_be_told(job)
+        for message in self._missed():
+            if isinstance(message, Decide):
+                self._shard.decide(message)
+            else:
+                self._shard.follow(message)
+        for job in self._jobs.values():
+            self._go_on(job)
+        self.serving.set()
+
+    def _go_on(self, job: Job) -> None:
+        """Tell that a job goes on after a restart, and take back what those hold who died right before it."""
+        held = job.ledger.holders() if job.ledger is not None else set()
+        absent = [worker for worker in job.workers if worker.id in held and not worker.present]
+        if job.workers.started:
+            job.workers.epoch += _SKIPPED  # of the latest, shards may have heard and the log not
+            job.leaving |= {worker.name: asyncio.Event() for worker in absent}
+            self._spawn(self._announce(job, absent))
+        else:
+            for worker in absent:
+                self._take_back(job, worker)
+
+    def _resume_steps(self, job: Job) -> None:
+        """Have the steps of a job on this shard alone be those that the shard knows: it tells of no vote."""
+        if job.name in self._shard.jobs and len(self.links) == 1:
+            step, included = self._shard.open_step(job.name)
+            if job.staleness == 0 and step < job.since:
+                step, included = job.since, set()
+            later = {worker.id for worker in job.workers.live() if (worker.begins or 0) > step}
+            job.decisions.resume(step, included | later)  # who begins later is not missing
+
+    def fence_all(self) -> None:
+        """Have all workers join again: some of what was acknowledged may be lost."""
+        for job in self._jobs.values():
+            present = [worker for worker in job.workers if worker.present]
+            job.workers.skip_incarnations(_SKIPPED)
+            job.workers.all_out()
+            for worker in present if self.serving.is_set() else ():  # else it is done when it begins to serve
+                self._is_out(job, worker)
+
+    def at_work(self) -> list[str]:
+        """Return the names of the workers that are at work."""
+        return [worker.name for job in self._jobs.values() for worker in job.workers.live()]
+
+    async def _durable(self, job: Job) -> None:
+        """Return when what the job's workers and settings are is durable."""
+        durable = asyncio.Event()
+        told = self._to_be_told(job)
+
+        def note() -> None:
+            job.told = told
+            durable.set()
+
+        self._record(job, then=note, changed=("job", "decisions"))
+        await durable.wait()
 
     def change(self, call: Call, request: Set) -> None:
         """Change how a job's workers are kept together.
@@ -176,7 +384,7 @@ class Coordinator:
         self._spawn(call.answer_with(self._announce_and_reply(job, call)))
         _log.info("job %s: staleness %g, %d backup workers", job.name, job.staleness, job.backup)
 
-    def _change_staleness(self, job: _Job, staleness: float) -> None:
+    def _change_staleness(self, job: Job, staleness: float) -> None:
         """Have all workers begin at one step; what they are at work on still counts as before it."""
         if job.staleness == 0:
             job.since = job.decisions.step + 1
@@ -188,11 +396,11 @@ class Coordinator:
         job.workers.epoch += 1
         self._serve_idle(job)  # where steps are kept, who waits for work must not hold up who does it
 
-    def _furthest(self, job: _Job) -> int:
+    def _furthest(self, job: Job) -> int:
         store = self._shard.jobs.get(job.name)
-        return max(job.since, store.clocks.furthest if store is not None else 0)
+        return max(job.since, job.furthest, store.clocks.furthest if store is not None else 0)
 
-    async def _announce_and_reply(self, job: _Job, call: Call) -> None:
+    async def _announce_and_reply(self, job: Job, call: Call) -> None:
         await self._announce(job)
         call.reply(Empty())
 
@@ -212,6 +420,11 @@ class Coordinator:
             job = self._only_job()
         else:
             job = self._jobs.get(request.job) or self._new_job(request.job, request)
+        self._replace_absent(job, request)
+        taken_back = job.leaving.get(request.name or "")
+        if taken_back is not None:
+            self._spawn(call.answer_with(self._join_later(taken_back, call, session, request)))
+            return
         worker = job.workers.find(request.token)
         if worker is None:
             self._check_not_at_work(call.connection)
@@ -225,7 +438,26 @@ class Coordinator:
             joining, job.joining = job.joining, {}
             self._spawn(self._admit(job, joining))
 
-    def _new_worker(self, job: _Job, request: Join) -> Worker:
+    def _replace_absent(self, job: Job, request: Join) -> None:
+        """Have a worker be out whose connection has ended, if another process comes under its name."""
+        former = job.workers.named(request.name)
+        if former is None or former.token == request.token:
+            return
+        if all(worker is not former for _, worker in self._at_work.values()):
+            self._check_settings(job, request)
+            _log.warning("%s of job %s is dead: another process has come in its place", former.name, job.name)
+            job.workers.replaced(former)
+            self._is_out(job, former)
+
+    async def _join_later(
+        self, taken_back: asyncio.Event, call: Call, session: Session, request: Join
+    ) -> None:
+        """Join when what the worker's former self held has been taken back: it would pass for its own."""
+        await taken_back.wait()
+        if call.connection.is_open:
+            self.join(call, session, request)
+
+    def _new_worker(self, job: Job, request: Join) -> Worker:
         self._check_settings(job, request)
         now = self._clock()
         ledger = job.ledger
@@ -233,19 +465,21 @@ class Coordinator:
             ledger = Ledger(request.plan, now)
         worker = job.workers.join(request.name, request.token, now)
         job.ledger = ledger
+        self._jobs[job.name] = job
+        self._record(job, changed=("job", "decisions"))
         if ledger is not None:
             ledger.join(worker.id)
-        self._jobs[job.name] = job
+            self._record(job, ["ledger.join", job.name, worker.id])
         return worker
 
-    def _let_in(self, job: _Job) -> None:
+    def _let_in(self, job: Job) -> None:
         """Say at which step those who are new begin, before any epoch tells of them."""
         for worker in job.workers.live():
             if worker.begins is None:
                 first = job.decisions.first_step(worker.id) if job.staleness == 0 else self._furthest(job)
                 worker.begins = worker.clock = first
 
-    async def _admit(self, job: _Job, joining: dict[int, Call]) -> None:
+    async def _admit(self, job: Job, joining: dict[int, Call]) -> None:
         """Answer those who may start, when every shard knows them."""
         try:
             await self._announce(job)
@@ -264,13 +498,15 @@ class Coordinator:
             identity = (job.name, worker.id, worker.incarnation, worker.name)
             beat = (job.staleness, job.agreed.epoch, self._settings.heartbeat)
             clock = max(worker.begins or 0, job.since)  # the dial may have been turned meanwhile
-            call.reply(Joined(*identity, clock, self.links.addresses(), *beat, plan))
+            joined = Joined(*identity, clock, self.links.addresses(), *beat, plan)
+            # If that were forgotten, nobody would miss its heartbeats, nor hear its votes.
+            self._record(job, then=partial(call.reply, joined), changed=("job",))
 
-    def _new_job(self, name: str, request: Join) -> _Job:
+    def _new_job(self, name: str, request: Join) -> Job:
         staleness = math.inf if request.staleness is None else request.staleness
         _check_backup(request.backup_workers)
         workers = Membership(request.workers or 1, self._settings)
-        return _Job(
+        return Job(
             name=name,
             staleness=staleness,
             backup=request.backup_workers or 0,
@@ -280,7 +516,7 @@ class Coordinator:
             began=self._clock(),
         )
 
-    def _check_settings(self, job: _Job, request: Join) -> None:
+    def _check_settings(self, job: Job, request: Join) -> None:
         settings: list[tuple[str, object, object]] = [
             ("staleness", request.staleness, job.made_with),
             ("workers", request.workers, job.workers.needed),
@@ -307,7 +543,7 @@ class Coordinator:
             except PSError as error:
                 _log.info("a worker of job %s came back too late: %s", job.name, error)
 
-    def _is_at(self, connection: Connection, job: _Job, worker: Worker) -> None:
+    def _is_at(self, connection: Connection, job: Job, worker: Worker) -> None:
         """Take note of the connection on which a worker was heard of last."""
         if self._at_work.get(connection, (None, None))[1] is not worker:
             for other in [c for c, (_, w) in self._at_work.items() if w is worker]:
@@ -323,7 +559,7 @@ class Coordinator:
         job.workers.leave(worker, request.clock)
         self._is_out(job, worker)
         _log.info("%s left job %s after %d steps", worker.name, job.name, request.clock)
-        call.reply(Empty())
+        self._record(job, then=lambda: call.reply(Empty()), changed=("job",))
 
     def connection_lost(self, connection: Connection) -> None:
         """Take note that a worker's or a shard's connection has ended; either may come back."""
@@ -342,6 +578,9 @@ class Coordinator:
             _log.warning("this server was not running for %.1f s; nobody is blamed for that", asleep)
             self.links.excuse(asleep, now)
         waits = self.links.waits()
+        if not self.serving.is_set():
+            self.links.watch(now)
+            return  # they cannot reach us yet
         for job in tuple(self._jobs.values()):
             if asleep > self._settings.heartbeat:
                 job.workers.excuse(asleep, now)
@@ -351,7 +590,7 @@ class Coordinator:
                 self._is_out(job, worker)
         self.links.watch(now)
 
-    def _note_clocks(self, job: _Job, now: float) -> None:
+    def _note_clocks(self, job: Job, now: float) -> None:
         """Take from this server's own shard how far the workers are, which is newer than their heartbeats."""
         store = self._shard.jobs.get(job.name)
         if store is not None:
@@ -359,7 +598,7 @@ class Coordinator:
                 if worker.id in store.clocks.members:
                     job.workers.reached(worker, store.clocks.clock(worker.id), now)
 
-    def _waited_for(self, job: _Job, waits: Sequence[Wait]) -> set[int]:
+    def _waited_for(self, job: Job, waits: Sequence[Wait]) -> set[int]:
         """Return the workers that keep others waiting: for a step, for chunks, for a tensor."""
         if not self.links.all_open():
             return set()  # what is missing may be on its way to a server that is away
@@ -371,20 +610,24 @@ class Coordinator:
             late |= set(job.ledger.leases())
         return late | {creator.id for _, creator, _ in job.tensors.waits()}
 
-    def _missing(self, job: _Job) -> set[int]:
+    def _missing(self, job: Job) -> set[int]:
         return job.decisions.waiting_for(job.live()) if job.staleness == 0 else set()
 
-    def _is_out(self, job: _Job, worker: Worker) -> None:
+    def _is_out(self, job: Job, worker: Worker) -> None:
         """Have everybody go on without a worker."""
         for connection in [c for c, (_, w) in self._at_work.items() if w is worker]:
             del self._at_work[connection]
-        job.joining.pop(worker.id, None)
+        joining = job.joining.pop(worker.id, None)
+        if joining is not None:
+            joining.fail(fenced(worker.id))
         for call, created in job.tensors.lost(worker):
             call.reply(created)
-        self._take_back(job, worker)
         if job.workers.started:
+            job.leaving[worker.name] = asyncio.Event()
             self._decide(job)
-            self._spawn(self._announce(job))
+            self._spawn(self._announce(job, [worker]))
+        else:
+            self._take_back(job, worker)
 
     # --- heartbeats and work
 
@@ -400,11 +643,17 @@ class Coordinator:
         ledger = self._ledger(job)
         if self._answered_before(call, worker, request):
             return
-        leased = ledger.lease(worker.id)
+        leased = ledger.lease(worker.id, request.seq)
         if leased.kind == "wait" and request.block and job.staleness == math.inf:
             job.idle.append((call, worker))
         else:
-            call.reply(leased)
+            self._hand_out(job, worker, call, leased)
+
+    def _hand_out(self, job: Job, worker: Worker, call: Call, leased: Leased) -> None:
+        worker.sequence.applied(call.seq, leased)
+        request = (worker.id, worker.incarnation, call.seq, call.fingerprint)
+        event = ["ledger.lease", job.name, *request, plain_leased(leased)]
+        self._record(job, event, then=partial(call.reply, leased))
 
     def finish(self, call: Call, session: Session, request: Finish) -> None:
         """Count a chunk as done."""
@@ -414,15 +663,17 @@ class Coordinator:
             return
         ledger.finish(worker.id, request, self._clock())
         worker.moved = self._clock()
-        call.reply(Empty())
+        worker.sequence.applied(request.seq, Empty())
+        event = ["ledger.finish", job.name, worker.id, worker.incarnation, plain_finish(request)]
+        self._record(job, event, then=lambda: call.reply(Empty()))
         self._serve_idle(job)
 
     def _answered_before(self, call: Call, worker: Worker, request: Lease | Finish) -> bool:
         """Return whether a request is a retry, which is answered as the first try was."""
         fingerprint = fingerprint_of_work(request)
         if worker.sequence.is_new(request.seq):
-            worker.sequence.admit(fingerprint, call)
-            call.admitted(worker.sequence, request.seq)
+            worker.sequence.admit(request.seq, fingerprint, call)
+            call.admitted(worker.sequence, request.seq, fingerprint)
             return False
         answer, outcome = worker.sequence.retry(request.seq, fingerprint, call)
         if isinstance(outcome, PSError):
@@ -431,7 +682,7 @@ class Coordinator:
             call.reply(outcome)
         return True
 
-    def _take_back(self, job: _Job, worker: Worker) -> None:
+    def _take_back(self, job: Job, worker: Worker) -> None:
         idle, job.idle = job.idle, []
         for call, other in idle:
             if other is worker:
@@ -439,18 +690,31 @@ class Coordinator:
             else:
                 job.idle.append((call, other))
         if job.ledger is not None:
+            done = self._reached(job, worker)
             job.ledger.give_back(worker.id)
+            self._record(job, ["ledger.give-back", job.name, worker.id, plain_done(done)])
             self._serve_idle(job)
+        taken_back = job.leaving.pop(worker.name, None)
+        if taken_back is not None:
+            taken_back.set()
 
-    def _serve_idle(self, job: _Job) -> None:
+    def _reached(self, job: Job, worker: Worker) -> Done | None:
+        """Tell the ledger how far the worker's chunk is, as far as its updates have been applied."""
+        store = self._shard.jobs.get(job.name)
+        done = store.cursors.get((worker.id, worker.incarnation)) if store is not None else None
+        if done is not None and job.ledger is not None:
+            job.ledger.reached(worker.id, done.lease, done.batches)
+        return done
+
+    def _serve_idle(self, job: Job) -> None:
         """Answer those who wait for work: with what has come up, or else, where steps are kept, to wait."""
         idle, job.idle = job.idle, []
         for call, worker in idle:
-            leased = self._ledger(job).lease(worker.id)
+            leased = self._ledger(job).lease(worker.id, call.seq)
             if leased.kind == "wait" and job.staleness == math.inf:
                 job.idle.append((call, worker))
             else:
-                call.reply(leased)
+                self._hand_out(job, worker, call, leased)
 
     # --- tensors
 
@@ -460,7 +724,7 @@ class Coordinator:
         check_spec(request.spec, averaged=job.staleness == 0)
         created = job.tensors.create(request.name, request.spec, worker, call, self._placed)
         if created is not None:
-            call.reply(created)
+            self._record(job, then=partial(call.reply, created), changed=("tensors",))
 
     def _placed(self, spec: Spec) -> tuple[Block, ...]:
         itemsize = DTYPES[spec.dtype].itemsize
@@ -472,10 +736,21 @@ class Coordinator:
     def initialised(self, call: Call, session: Session, request: Initialised) -> None:
         """Note that a tensor is filled."""
         job, _ = self._worker(session, call.connection)
+        if not self._undisturbed.is_set():  # it is in the checkpoint on all shards, or on none
+            self._spawn(call.answer_with(self._initialised_later(call, session, request)))
+            return
         waiting = job.tensors.initialised(request.name, request.attempt)
-        call.reply(Empty())
-        for other, created in waiting:
-            other.reply(created)
+
+        def answer() -> None:
+            call.reply(Empty())
+            for other, created in waiting:
+                other.reply(created)
+
+        self._record(job, then=answer, changed=("tensors",))
+
+    async def _initialised_later(self, call: Call, session: Session, request: Initialised) -> None:
+        await self._undisturbed.wait()
+        self.initialised(call, session, request)
 
     def describe(self, call: Call, session: Session, request: Describe) -> None:
         """Say what tensors are and where."""
@@ -495,9 +770,11 @@ class Coordinator:
         now = self._clock()
         shard_waits = self.links.waits()
         jobs = tuple(self._job_status(job, now, shard_waits) for job in self._jobs.values())
-        return ClusterStatus(protocol.__version__, now - self._began, self.links.status(), jobs)
+        return ClusterStatus(
+            protocol.__version__, now - self._began, self.links.status(), jobs, self.durability()
+        )
 
-    def _job_status(self, job: _Job, now: float, shard_waits: Sequence[Wait]) -> JobStatus:
+    def _job_status(self, job: Job, now: float, shard_waits: Sequence[Wait]) -> JobStatus:
         store = self._shard.jobs.get(job.name)
         tensors = tuple(
             TensorStatus(
@@ -528,7 +805,7 @@ class Coordinator:
         steps = [wait for job in self._jobs.values() for wait in self._step_wait(job, now)]
         return [*steps, *self.links.waits()]
 
-    def _waits(self, job: _Job, now: float) -> Iterable[Wait]:
+    def _waits(self, job: Job, now: float) -> Iterable[Wait]:
         waiting = job.workers.waiting()
         if waiting:
             what = f"start with {job.workers.needed} workers"
@@ -542,14 +819,14 @@ class Coordinator:
             age = max(call.age() for call in asks)
             yield Wait(job.name, 0, f"tensor {name}", len(asks), (creator.name,), age)
 
-    def _step_wait(self, job: _Job, now: float) -> Iterable[Wait]:
+    def _step_wait(self, job: Job, now: float) -> Iterable[Wait]:
         decisions, missing = job.decisions, self._missing(job)
         if missing and decisions.since is not None:
             names = self._names(job, missing)
             waiting = len(job.live()) - len(missing)
             yield Wait(job.name, 0, f"step {decisions.step}", waiting, names, now - decisions.since)
 
-    def _names(self, job: _Job, workers: Iterable[int]) -> tuple[str, ...]:
+    def _names(self, job: Job, workers: Iterable[int]) -> tuple[str, ...]:
         wanted = set(workers)
         return tuple(worker.name for worker in job.workers if worker.id in wanted)[:NAMED]
 
@@ -568,7 +845,7 @@ class Coordinator:
 
     # --- pieces of the above
 
-    def _only_job(self) -> _Job:
+    def _only_job(self) -> Job:
         if len(self._jobs) != 1:
             raise UnknownJob(
                 "name the job: without a name the cluster must have exactly one",
@@ -577,7 +854,7 @@ class Coordinator:
             )
         return next(iter(self._jobs.values()))
 
-    def _job(self, name: str | None) -> _Job:
+    def _job(self, name: str | None) -> Job:
         job = self._jobs.get(name or "")
         if job is None:
             raise UnknownJob("no worker has made a job of that name", field="job", value=name)
@@ -588,13 +865,15 @@ class Coordinator:
         if job is not None and worker is not None:
             raise BadRequest("this connection's worker has joined a job", field="job", value=job.name)
 
-    def _worker(self, session: Session, connection: Connection) -> tuple[_Job, Worker]:
+    def _worker(self, session: Session, connection: Connection) -> tuple[Job, Worker]:
         """Return the job and worker of a session; it was heard of on this connection.
 
         Raises:
             NotAMember: the session is no worker's.
             Fenced: its worker's incarnation is out.
         """
+        if session.worker is not None and session.job not in self._jobs:
+            raise fenced(session.worker)  # the job went with a timeline that is over
         job = self._job(session.job)
         if session.worker is None:
             raise NotAMember("join the job first", field="worker", value=session.worker)
@@ -602,7 +881,7 @@ class Coordinator:
         self._is_at(connection, job, worker)
         return job, worker
 
-    def _ledger(self, job: _Job) -> Ledger:
+    def _ledger(self, job: Job) -> Ledger:
         if job.ledger is None:
             raise BadRequest("the job was made without a plan of its data", field="job", value=job.name)
         return job.ledger

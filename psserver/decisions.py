@@ -10,6 +10,8 @@ Rules:
   neither as a gradient nor as missing.
 - A step of which nobody is part is not over.
 - The next step begins when this one is decided. Who joins takes part in the step that is open then.
+- After a restart the shards report again, for what they have said is not kept. Until all have, the step is
+  not over: who had nothing to do in it is not known.
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
+from typing import Any, Final
 
 from protocol.messages import Decide, Ended
+from psserver.saved_state import SavedState, check_saved
 
 __all__ = ["StepDecisions"]
 
@@ -29,6 +33,27 @@ class _Report:
 
     ended: set[int] = field(default_factory=set)
     idle: set[int] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class _Decided:
+    """Whose gradients a step contains, as far as that is decided."""
+
+    step: int
+    workers: tuple[int, ...]
+    commit: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Saved:
+    """What is saved: the open step, and what was decided before it."""
+
+    step: int
+    included: tuple[int, ...]
+    before: tuple[_Decided, ...]
+
+
+_SAVED: Final = SavedState(_Saved)
 
 
 class StepDecisions:
@@ -46,8 +71,35 @@ class StepDecisions:
         self.step = 0
         self.since: float | None = None
         self._reports = [_Report() for _ in range(shards)]
+        self._unheard: set[int] = set()  # shards that have not reported since a restart
         self._included: set[int] = set()
         self._before: list[Decide] = []  # all of the step before, and of one that the dial cut short since
+
+    def state(self) -> dict[str, Any]:
+        """Return all of it, but for what the shards report again, as plain data."""
+        before = tuple(_Decided(one.step, one.workers, one.commit) for one in self._before)
+        return _SAVED.plain(_Saved(self.step, tuple(sorted(self._included)), before))
+
+    @classmethod
+    def restored(cls, state: object, shards: int) -> StepDecisions:
+        """Return the steps whose ``state`` this is, of a job on so many shards.
+
+        Raises:
+            BadRequest: it is not whole.
+        """
+        saved, found = _SAVED.checked(state), cls(shards)
+        for one in saved.before:
+            check_saved(one.step < saved.step, "steps before the open one", "before", one.step)
+        found.step, found._included = saved.step, set(saved.included)
+        found._before = [Decide("", one.step, one.workers, one.commit) for one in saved.before]
+        found._unheard = set(range(shards))
+        return found
+
+    def resume(self, step: int, included: Iterable[int]) -> None:
+        """Go on after a restart, on one shard, with the step that is open there and those who are in it."""
+        self._open(step, [])
+        self._included = set(included)
+        self._unheard = {0}
 
     def begin_at(self, step: int) -> None:
         """Open ``step``, if it is later than the open one."""
@@ -62,6 +114,7 @@ class StepDecisions:
         self.step = step
         self.since = None
         self._reports = [_Report() for _ in self._reports]
+        self._unheard = set()  # nobody is in the step, so nothing is missing of them
         self._included = set()
 
     def ended(self, shard: int, report: Ended, known: AbstractSet[int], now: float) -> None:
@@ -74,6 +127,7 @@ class StepDecisions:
             now: the time.
         """
         if report.step == self.step:
+            self._unheard.discard(shard)
             ended = set(report.workers) & known
             self._reports[shard] = _Report(ended, ended & set(report.idle))
             if self.since is None and ended:
@@ -104,6 +158,8 @@ class StepDecisions:
         return decision
 
     def _is_over(self, live: set[int], backup: int) -> bool:
+        if self._unheard:
+            return False
         idle = set.intersection(*(report.idle for report in self._reports)) & self._included
         working = live - idle
         missing = working - self._included

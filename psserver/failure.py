@@ -31,6 +31,8 @@ class FailureDetector:
         interval: seconds between heartbeats, as agreed.
         dead_after: seconds of silence that are death whatever was observed.
         now: when the peer was first heard of.
+        returns: it was there before this process, and has to find its way back first: until it is heard of
+            only ``dead_after`` counts.
 
     Attributes:
         heard: when it was last heard of.
@@ -42,6 +44,7 @@ class FailureDetector:
         "_dead_after",
         "_interval",
         "_intervals",
+        "_returns",
         "_squares",
         "_sum",
         "dead_at",
@@ -49,9 +52,10 @@ class FailureDetector:
         "suspect_at",
     )
 
-    def __init__(self, interval: float, dead_after: float, now: float) -> None:
+    def __init__(self, interval: float, dead_after: float, now: float, *, returns: bool = False) -> None:
         self._interval = interval
         self._dead_after = dead_after
+        self._returns = returns
         self._intervals: deque[float] = deque()
         self._sum = 0.0
         self._squares = 0.0
@@ -63,6 +67,10 @@ class FailureDetector:
         """Take note of a heartbeat."""
         interval = now - self.heard
         self.heard = now
+        if self._returns:
+            self._returns = False  # how long that took says nothing about its heartbeats
+            self._set_deadlines()
+            return
         self._intervals.append(interval)
         self._sum += interval
         self._squares += interval * interval
@@ -83,6 +91,7 @@ class FailureDetector:
         mean = (self._sum + self._interval) / count
         variance = (self._squares + self._interval * self._interval) / count - mean * mean
         deviation = max(math.sqrt(max(0.0, variance)), _LEAST_DEVIATION * self._interval)
-        dead = min(mean + _DEAD * deviation, self._dead_after)
+        dead = self._dead_after if self._returns else min(mean + _DEAD * deviation, self._dead_after)
         self.dead_at = self.heard + dead
-        self.suspect_at = self.heard + min(mean + _SUSPECT * deviation, 0.75 * dead)
+        suspect = dead if self._returns else mean + _SUSPECT * deviation
+        self.suspect_at = self.heard + min(suspect, 0.75 * dead)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from protocol.errors import Fenced, NotAMember, UnknownTensor
-from protocol.messages import Epoch
+from protocol.messages import Done, Epoch
 from psserver.call import Call
 from psserver.consistency import Clocks
 from psserver.sequences import Sequence as Numbered
 from psserver.store.dense import DenseBlock
 
-__all__ = ["JobStore", "Reader", "Session", "fenced"]
+__all__ = ["Holding", "JobStore", "Reader", "Session", "fenced"]
+
+
+_CURSORS: Final = 10_000
+"""Chunks under way, also of workers that have gone, that are remembered."""
 
 
 @dataclass(slots=True)
@@ -37,6 +42,14 @@ class Reader:
 
 
 @dataclass(slots=True)
+class Holding:
+    """What waits for the cut of a checkpoint: all but what came before the markers of ``awaited`` workers."""
+
+    awaited: set[int]
+    held: list[Callable[[], None]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class JobStore:
     """One job's namespace on this shard."""
 
@@ -50,6 +63,10 @@ class JobStore:
     updates: int = 0
     dropped: int = 0
     longest_wait: float = 0.0
+    cursors: dict[tuple[int, int], Done] = field(default_factory=dict)  # by worker and incarnation
+    applying: int = 0  # pushes under way
+    gone: bool = False  # another state has taken its place
+    holding: Holding | None = None  # while a cut is prepared
 
     def block(self, name: str) -> DenseBlock:
         """Return this shard's block of a tensor, or raise ``UnknownTensor``."""
@@ -80,6 +97,9 @@ class JobStore:
             del self.sequences[worker]
         for worker in after.keys() - self.sequences.keys():
             self.sequences[worker] = Numbered()
+        if len(self.cursors) > _CURSORS:
+            live = {(worker, member.incarnation) for worker, member in after.items()}
+            self.cursors = {key: done for key, done in self.cursors.items() if key in live}
         return out
 
     def worker(self, session: Session) -> int:

@@ -8,6 +8,8 @@ Rules:
 - Before an evaluation all training chunks are done, and none begins until it is over: it sees exactly the
   parameters after that epoch. Between epochs without an evaluation nobody waits.
 - The order of the chunks depends on (seed, epoch) alone.
+- Where it is known that the first mini-batches of a training chunk have been applied, whoever goes on with
+  the chunk leaves them out.
 
 The training data may be cut into parts (``Plan.partition``), each with an order of its own:
 - A worker that joins takes a part without an owner: the one it had, if it comes back, or else the first. It
@@ -21,15 +23,32 @@ Where the data is not cut it is one part, which has no owner ever. Evaluation kn
 
 from __future__ import annotations
 
+import math
 import random
 from bisect import insort, insort_left
 from collections import Counter, deque
 from dataclasses import dataclass, field
-from typing import Final, Literal, NamedTuple
+from itertools import groupby
+from operator import attrgetter
+from typing import Any, Final, Literal, NamedTuple
 
 from protocol.errors import BadRequest
 from protocol.messages import Finish, Leased, Plan
 from protocol.status import Evaluation, Mean, Progress
+from psserver.saved_ledger import (
+    LEDGER,
+    Former,
+    SavedEvaluation,
+    SavedLease,
+    SavedLedger,
+    SavedMean,
+    SavedPart,
+    SavedQueue,
+    SavedSkip,
+    SavedSum,
+    SavedSums,
+)
+from psserver.saved_state import as_text, check_once, check_saved
 
 __all__ = ["Ledger"]
 
@@ -49,11 +68,6 @@ class _Work(NamedTuple):
     epoch: int
     chunk: int
     part: int | None = None
-
-
-class _Lease(NamedTuple):
-    worker: int
-    queue: deque[_Work]  # where the work is from, and goes when it is given back
 
 
 @dataclass(slots=True, eq=False)
@@ -80,22 +94,33 @@ class _Part:
 
 
 @dataclass(slots=True)
+class _Lease:
+    """Work that a worker is at. ``part`` is where it is from, and goes when it is given back.
+
+    ``number`` is that of the worker's request, ``batches`` how many mini-batches of the chunk are done.
+    """
+
+    part: _Part | None  # None: the evaluation
+    number: int
+    batches: int
+
+
+@dataclass(slots=True)
 class _Sums:
-    """Weighted sums of what workers measured, by measure."""
+    """Weighted sums of what workers measured, by measure, and the examples that they are of."""
 
     examples: int = 0
-    totals: dict[str, float] = field(default_factory=dict)
+    totals: dict[str, tuple[float, int]] = field(default_factory=dict)
 
     def add(self, finish: Finish) -> None:
         for measure in finish.measures:
-            total = self.totals.get(measure.name, 0.0)
-            self.totals[measure.name] = total + measure.value * finish.examples
+            total, examples = self.totals.get(measure.name, (0.0, 0))
+            total += measure.value * finish.examples
+            self.totals[measure.name] = (total, examples + finish.examples)
         self.examples += finish.examples
 
     def means(self) -> tuple[Mean, ...]:
-        if not self.examples:
-            return ()
-        return tuple(Mean(name, total / self.examples) for name, total in self.totals.items())
+        return tuple([Mean(name, total / of) for name, (total, of) in self.totals.items() if of])
 
 
 class Ledger:
@@ -119,12 +144,14 @@ class Ledger:
         self._kind: Kind = "train"
         self._last = 0  # epoch with which this phase ends
         self._undone = 0  # of this phase
-        self._orphans = _parts(plan)  # without an owner, in order
+        self._parts = _parts(plan)
+        self._orphans = list(self._parts)  # without an owner, in order
         self._owned: dict[int, _Part] = {}  # by worker
         self._formerly: dict[int, _Part] = {}  # by worker that has gone
-        self._per_epoch = sum(len(part.chunks) for part in self._orphans)
+        self._per_epoch = sum(len(part.chunks) for part in self._parts)
         self._evaluation: deque[_Work] = deque()
-        self._leased: dict[_Work, _Lease] = {}
+        self._leased: dict[int, dict[_Work, _Lease]] = {}  # by worker
+        self._skips: dict[_Work, int] = {}  # mini-batches that are done of what was given back
         self._trained = 0  # training chunks done, of all epochs
         self._train_examples = 0
         self._train = _Sums()  # of about one epoch
@@ -147,16 +174,38 @@ class Ledger:
         self._orphans.remove(part)
         self._owned[worker] = part
 
-    def lease(self, worker: int) -> Leased:
-        """Return the next piece of work for ``worker``, or ``wait``, or ``finished``."""
+    def lease(self, worker: int, number: int = 0) -> Leased:
+        """Return the next piece of work for ``worker``, or ``wait``, or ``finished``.
+
+        Args:
+            worker: who asks.
+            number: of its request, by which ``reached`` names what it gets.
+        """
         if self.finished:
             return Leased("finished", self._epoch, 0)
-        queue = self._evaluation if self._kind == "evaluate" else self._training_queue(worker)
+        part = None if self._kind == "evaluate" else self._part_for(worker)
+        queue = self._queue(part)  # while there is training, that of the evaluation is empty
         if not queue:
             return Leased("wait", self._epoch, 0)
         work = queue.popleft()
-        self._leased[work] = _Lease(worker, queue)
-        return Leased(*work)
+        skip = self._skips.pop(work, 0)
+        self._leased.setdefault(worker, {})[work] = _Lease(part, number, skip)
+        return Leased(*work, skip)
+
+    def _queue(self, part: _Part | None) -> deque[_Work]:
+        return self._evaluation if part is None else part.queue
+
+    def reached(self, worker: int, number: int, batches: int) -> None:
+        """Note that the updates of the first ``batches`` mini-batches of a training chunk have been applied.
+
+        Args:
+            worker: who has leased the chunk. If it has not, or no longer, nothing is noted.
+            number: of the request that it got the chunk with.
+            batches: counted from the chunk's beginning, also where this worker began later.
+        """
+        for work, lease in self._leased.get(worker, {}).items():
+            if lease.number == number and work.kind == "train":
+                lease.batches = max(lease.batches, batches)
 
     def finish(self, worker: int, finish: Finish, now: float) -> None:
         """Count a chunk as done.
@@ -166,10 +215,12 @@ class Ledger:
         """
         _check_at_most(_MOST_EXAMPLES, "examples", finish.examples)
         work = _Work(finish.kind, finish.epoch, finish.chunk, finish.part)
-        lease = self._leased.get(work)
-        if lease is None or lease.worker != worker:
+        leased = self._leased.get(worker, {})
+        if work not in leased:
             raise BadRequest("the worker holds no lease on this chunk", field="chunk", value=finish.chunk)
-        del self._leased[work]
+        del leased[work]
+        if not leased:
+            del self._leased[worker]
         if work.kind == "train":
             self._count_training(finish)
         else:
@@ -180,10 +231,11 @@ class Ledger:
 
     def give_back(self, worker: int) -> None:
         """Put back what a worker that went away has leased, first of its epoch, and take its part from it."""
-        mine = [(work, lease.queue) for work, lease in self._leased.items() if lease.worker == worker]
-        for work, queue in reversed(mine):  # so that what was leased first is first again
-            del self._leased[work]
-            insort_left(queue, work, key=lambda one: one.epoch)
+        mine = self._leased.pop(worker, {})
+        for work, lease in reversed(mine.items()):  # so that what was leased first is first again
+            if lease.batches:
+                self._skips[work] = lease.batches
+            insort_left(self._queue(lease.part), work, key=lambda one: one.epoch)
         part = self._owned.pop(worker, None)
         if part is not None:
             self._formerly[worker] = part
@@ -191,9 +243,18 @@ class Ledger:
                 del self._formerly[next(iter(self._formerly))]  # the first that has gone
             insort(self._orphans, part, key=lambda orphan: orphan.number)
 
+    def forget_workers(self) -> None:
+        """Have all workers be gone at once."""
+        for worker in sorted(self.holders()):
+            self.give_back(worker)
+
+    def holders(self) -> set[int]:
+        """Return the workers that have leased something, or own a part."""
+        return {*self._leased, *self._owned}
+
     def leases(self) -> Counter[int]:
         """Return how many chunks each worker is at work on."""
-        return Counter(lease.worker for lease in self._leased.values())
+        return Counter({worker: len(leased) for worker, leased in self._leased.items()})
 
     def progress(self, now: float) -> Progress:
         """Return how far the job has come."""
@@ -203,7 +264,7 @@ class Ledger:
             epochs=self.plan.epochs,
             chunks=self._per_epoch * self.plan.epochs,
             chunks_done=self._trained,
-            chunks_leased=len(self._leased),
+            chunks_leased=len(self._all_leased()),
             train_examples=self._train_examples,
             train_loss=self._train_loss,
             seconds=(now if self._ended is None else self._ended) - self._began,
@@ -215,8 +276,8 @@ class Ledger:
         """The epoch, from 1, that the number of chunks done makes; single parts may be ahead of it."""
         return min(self._last, self._trained // self._per_epoch + 1)
 
-    def _training_queue(self, worker: int) -> deque[_Work] | None:
-        """Return the queue that the worker's next chunk is in; None if there is nothing for it to do."""
+    def _part_for(self, worker: int) -> _Part | None:
+        """Return the part whose queue has the worker's next chunk; None if there is nothing for it to do."""
         own = self._owned.get(worker)
         parts = self._orphans if own is None else [own, *self._orphans]
         epochs = ((part.next_epoch(self._last), part) for part in parts)
@@ -226,7 +287,7 @@ class Ledger:
         _, part = min(ready, key=lambda one: one[0])  # of equals the first: the worker's own
         if not part.queue:
             part.begin_epoch(self.plan.seed)
-        return part.queue
+        return part
 
     def _begin_training(self) -> None:
         """Begin all the epochs up to the next evaluation, or to the end."""
@@ -262,6 +323,173 @@ class Ledger:
             self._begin_training()
         else:
             self._ended = now
+
+    # --- to a disk and back
+
+    def state(self, now: float) -> dict[str, Any]:
+        """Return all of it as plain data, as of ``now``."""
+        owners = {part.number: worker for worker, part in self._owned.items()}
+        return LEDGER.plain(
+            SavedLedger(
+                seconds=now - self._began,
+                took=None if self._ended is None else self._ended - self._began,
+                evaluating=self._kind == "evaluate",
+                last=self._last,
+                trained=self._trained,
+                train_examples=self._train_examples,
+                train_loss=None if self._train_loss is None else as_text(self._train_loss),
+                train=_saved_sums(self._train),
+                evaluate=_saved_sums(self._evaluate),
+                evaluations=tuple([_saved_evaluation(one) for one in self._evaluations]),
+                evaluation=tuple([work.chunk for work in self._evaluation]),
+                parts=tuple([_saved_part(part, owners.get(part.number)) for part in self._parts]),
+                leases=tuple([_saved_lease(*one) for one in self._all_leased()]),
+                skips=tuple([SavedSkip(*work[1:], batches) for work, batches in self._skips.items()]),
+                formerly=tuple([Former(worker, part.number) for worker, part in self._formerly.items()]),
+            )
+        )
+
+    def _all_leased(self) -> list[tuple[int, _Work, _Lease]]:
+        return [(who, work, lease) for who, held in self._leased.items() for work, lease in held.items()]
+
+    @classmethod
+    def restored(cls, plan: Plan, state: object, now: float) -> Ledger:
+        """Return the ledger of ``plan`` whose ``state`` this is.
+
+        Raises:
+            BadRequest: it is not whole, or not of that plan.
+        """
+        saved = LEDGER.checked(state)
+        check_saved(0 <= saved.seconds < math.inf, "a duration", "seconds", saved.seconds)
+        found = cls(plan, now - saved.seconds)
+        found._restore_phase(saved)
+        found._restore_parts(saved)
+        found._restore_owners(saved)
+        found._restore_leases(saved)
+        found._restore_measures(saved)
+        found._check_whole()
+        return found
+
+    def _restore_phase(self, saved: SavedLedger) -> None:
+        every, epochs = self.plan.evaluate_every, self.plan.epochs
+        ends = saved.last == epochs or (every > 0 and saved.last % every == 0)
+        check_saved(0 < saved.last <= epochs and ends, "the end of a phase", "last", saved.last)
+        check_saved(saved.took is None or 0 <= saved.took < math.inf, "a duration", "took", saved.took)
+        self._kind = "evaluate" if saved.evaluating else "train"
+        self._last, self._trained = saved.last, saved.trained
+        self._ended = None if saved.took is None else self._began + saved.took
+        self._evaluation.extend(_Work("evaluate", saved.last, chunk) for chunk in saved.evaluation)
+
+    def _restore_parts(self, saved: SavedLedger) -> None:
+        count = len(self._parts)
+        check_saved(len(saved.parts) == count, f"{count} of them", "parts", len(saved.parts))
+        for part, one in zip(self._parts, saved.parts, strict=True):
+            check_saved(one.epoch <= self._last, "no epoch beyond the phase", "epoch", one.epoch)
+            part.epoch = one.epoch
+            epochs = [0, *(queue.epoch for queue in one.queues)]
+            check_saved(epochs == sorted({*epochs}), "one epoch after the other", "queues", epochs)
+            check_saved(epochs[-1] <= one.epoch, "no epoch that has not begun", "queues", epochs)
+            for queue in one.queues:
+                part.queue.extend([_Work("train", queue.epoch, chunk, part.rows) for chunk in queue.chunks])
+
+    def _restore_owners(self, saved: SavedLedger) -> None:
+        owners = [one.owner for one in saved.parts if one.owner is not None]
+        check_once(owners, "owner")
+        check_saved(not owners or self.plan.partition != "leases", "no owner", "owner", owners)
+        check_once([one.worker for one in saved.formerly], "formerly")
+        self._owned = {
+            one.owner: part
+            for one, part in zip(saved.parts, self._parts, strict=True)
+            if one.owner is not None
+        }
+        self._orphans = [
+            part for one, part in zip(saved.parts, self._parts, strict=True) if one.owner is None
+        ]
+        self._formerly = {one.worker: self._part(one.part) for one in saved.formerly}
+
+    def _part(self, number: int) -> _Part:
+        check_saved(number < len(self._parts), f"less than {len(self._parts)}", "part", number)
+        return self._parts[number]
+
+    def _restore_leases(self, saved: SavedLedger) -> None:
+        for one in saved.leases:
+            part = None if one.part is None else self._part(one.part)
+            kind, rows = ("evaluate", None) if part is None else ("train", part.rows)
+            work = _Work(kind, one.epoch, one.chunk, rows)
+            begun = self._last if part is None else part.epoch
+            check_saved(0 < one.epoch <= begun, "an epoch that has begun", "epoch", one.epoch)
+            self._leased.setdefault(one.worker, {})[work] = _Lease(part, one.number, one.batches)
+        leased = [work for _, work, _ in self._all_leased()]
+        check_saved(len(leased) == len(saved.leases), "each lease once", "leases", len(saved.leases))
+        self._skips = {_Work("train", one.epoch, one.chunk, one.rows): one.batches for one in saved.skips}
+
+    def _restore_measures(self, saved: SavedLedger) -> None:
+        self._train_examples = saved.train_examples
+        self._train_loss = None if saved.train_loss is None else float(saved.train_loss)
+        self._train, self._evaluate = _sums(saved.train), _sums(saved.evaluate)
+        self._evaluations.extend([_evaluation(one) for one in saved.evaluations])
+
+    def _check_whole(self) -> None:
+        """Refuse accounts in which a chunk is missing, comes twice, or is none of where it is."""
+        queued = [(work, part) for part in self._parts for work in part.queue]
+        evaluated = [(work, None) for work in self._evaluation]
+        leased = [(work, lease.part) for _, work, lease in self._all_leased()]
+        everything = range(self.plan.chunks)
+        for work, part in (*queued, *evaluated, *leased):
+            chunks = everything if part is None else part.chunks
+            check_saved(work.chunk in chunks, "one of its part", "chunk", work.chunk)
+        works = {work for work, _ in queued}
+        check_saved(self._skips.keys() <= works, "chunks that are queued", "skips", [*self._skips])
+        works.update(work for work, _ in (*evaluated, *leased))
+        count = len(queued) + len(evaluated) + len(leased)
+        check_saved(len(works) == count, "each chunk once", "chunks", count)
+        self._check_undone(len(evaluated) + sum(part is None for _, part in leased), count)
+
+    def _check_undone(self, evaluations: int, pending: int) -> None:
+        """Count what is undone in this phase: so many evaluations of all that is pending, and the rest."""
+        every, epochs = self.plan.evaluate_every, self.plan.epochs
+        unbegun = sum((self._last - part.epoch) * len(part.chunks) for part in self._parts)
+        training = unbegun + pending - evaluations
+        total = self._per_epoch * self._last
+        check_saved(self._trained + training == total, f"{total - training}", "trained", self._trained)
+        evaluating = self._kind == "evaluate"
+        check_saved(not (training if evaluating else evaluations), "one phase", "evaluating", evaluating)
+        self._undone = evaluations if evaluating else training
+        last = self._last == epochs and evaluating == (every > 0)
+        check_saved(
+            self.finished == (not self._undone), "that it ends with the last chunk", "took", self._undone
+        )
+        check_saved(last or not self.finished, "the last phase", "took", self._last)
+
+
+def _saved_part(part: _Part, owner: int | None) -> SavedPart:
+    by_epoch = groupby(part.queue, key=attrgetter("epoch"))
+    queues = [SavedQueue(epoch, tuple([work.chunk for work in works])) for epoch, works in by_epoch]
+    return SavedPart(part.epoch, owner, tuple(queues))
+
+
+def _saved_lease(worker: int, work: _Work, lease: _Lease) -> SavedLease:
+    part = None if lease.part is None else lease.part.number
+    return SavedLease(worker, work.epoch, work.chunk, part, lease.number, lease.batches)
+
+
+def _saved_sums(sums: _Sums) -> SavedSums:
+    totals = [SavedSum(name, as_text(total), examples) for name, (total, examples) in sums.totals.items()]
+    return SavedSums(sums.examples, tuple(totals))
+
+
+def _sums(saved: SavedSums) -> _Sums:
+    return _Sums(saved.examples, {one.name: (float(one.total), one.examples) for one in saved.totals})
+
+
+def _saved_evaluation(evaluation: Evaluation) -> SavedEvaluation:
+    means = tuple([SavedMean(mean.name, as_text(mean.value)) for mean in evaluation.means])
+    return SavedEvaluation(evaluation.epoch, evaluation.examples, means)
+
+
+def _evaluation(saved: SavedEvaluation) -> Evaluation:
+    means = tuple([Mean(mean.name, float(mean.value)) for mean in saved.means])
+    return Evaluation(saved.epoch, saved.examples, means)
 
 
 def _parts(plan: Plan) -> list[_Part]:

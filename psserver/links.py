@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy.typing as npt
 
 from protocol.connection import Answer, Connection
 from protocol.documents import EPOCH
 from protocol.errors import BadRequest, ConnectionLost, ShuttingDown
 from protocol.messages import Announce, Decide, Epoch, JoinShard, Request, ShardJoined
-from protocol.status import ShardStatus, Wait
+from protocol.status import ShardStatus, Wait, Waits
 from psserver.call import Call
 from psserver.failure import FailureDetector
 from psserver.membership import FailureSettings
@@ -31,8 +34,8 @@ class _Link:
     detector: FailureDetector
     open: asyncio.Event = field(default_factory=asyncio.Event)
     suspect: bool = False
-    load: int = 0  # bytes of parameters placed there
     waits: tuple[Wait, ...] = ()
+    problem: str = ""
 
 
 class ShardLinks:
@@ -44,11 +47,16 @@ class ShardLinks:
         cluster: the name of this cluster; a server with another's state is refused.
         settings: when silence is death.
         missed: returns what a server that was away may have missed.
+        has_jobs: returns whether there is any state that a server would have to have.
         now: seconds, monotonic.
 
     Attributes:
         ready: set once all have joined.
         own_address: the coordinator's, for the status.
+        cluster: the name of this cluster.
+        timeline: of its state.
+        keeps_state: servers have storage, so that one that has died may come back without its state.
+        must_load: some server has not the state that it should have: all have to load a checkpoint.
     """
 
     def __init__(
@@ -58,16 +66,21 @@ class ShardLinks:
         cluster: str,
         settings: FailureSettings,
         missed: Callable[[], Iterable[Decide | Epoch]],
+        has_jobs: Callable[[], bool],
         now: Callable[[], float],
     ) -> None:
         self.ready = asyncio.Event()
         self.own_address = ""
         self._own = own
-        self._cluster = cluster
+        self.cluster = cluster
+        self.timeline = 1
+        self.keeps_state = self.must_load = False
         self._settings = settings
         self._missed = missed
+        self._has_jobs = has_jobs
         self._now = now
         self._links: list[_Link | None] = [self._link("", None), *[None] * (count - 1)]
+        self._loads = [0] * count  # bytes of parameters placed there
         self._check_ready()
 
     def __len__(self) -> int:
@@ -89,7 +102,7 @@ class ShardLinks:
         """
         if self._number_of(call.connection) is not None:
             raise BadRequest("this connection's server has joined", field="shard", value=request.shard)
-        if request.cluster not in (None, self._cluster):
+        if request.cluster not in (None, self.cluster):
             raise BadRequest(
                 "the server holds the state of a cluster that is gone; start it anew",
                 field="cluster",
@@ -100,20 +113,23 @@ class ShardLinks:
         shard = self._number_for(request)
         before = self._links[shard]
         if before is not None:
-            link.load = before.load
             link.open = before.open
             if before.connection is not None:
                 before.connection.abort()
         self._links[shard] = link
-        call.reply(ShardJoined(shard, len(self._links), self._cluster, self._settings.heartbeat))
+        self._check_state(shard, request, returns=before is not None)
+        joined = (shard, len(self._links), self.cluster, self._settings.heartbeat, self.timeline)
+        call.reply(ShardJoined(*joined, self.must_load))
         _log.info("shard %d %s from %s", shard, "is back" if before else "joined", link.address)
-        for message in self._missed():
+        for message in () if self.must_load else self._missed():
             self._tell(call.connection, message)
         link.open.set()
         self._check_ready()
 
     def _number_for(self, request: JoinShard) -> int:
         free = [number for number, link in enumerate(self._links) if link is None]
+        if self.keeps_state:
+            free += [number for number in range(1, len(self._links)) if self._is_away(number)]
         shard = request.shard if request.shard is not None else (free[0] if free else None)
         if shard is None:
             raise BadRequest(
@@ -121,16 +137,43 @@ class ShardLinks:
                 field="shards",
                 value=len(self._links),
             )
-        returns = request.cluster is not None and 0 < shard < len(self._links)
+        known = request.cluster is not None or (self.keeps_state and self._is_away(shard))
+        returns = known and 0 < shard < len(self._links)
         if shard not in free and not returns:
             raise BadRequest(
                 f"that number is taken or not below --shards {len(self._links)}", field="shard", value=shard
             )
         return shard
 
+    def _is_away(self, shard: int) -> bool:
+        link = self._links[shard] if 0 < shard < len(self._links) else None
+        return link is not None and link.connection is not None and not link.connection.is_open
+
+    def _check_state(self, shard: int, request: JoinShard, *, returns: bool) -> None:
+        """See whether a server that joins has the state that it should have."""
+        if request.timeline == self.timeline or self.must_load:
+            return
+        if request.timeline or returns or self._has_jobs():
+            _log.warning(
+                "shard %d comes with the state of timeline %d, not %d: all go back to a checkpoint",
+                shard, request.timeline, self.timeline,
+            )  # fmt: skip
+            self.must_load = True
+
+    async def all_there(self) -> None:
+        """Return when no server is away."""
+        await self.ready.wait()
+        for link in tuple(self._links):
+            if link is not None and link.connection is not None:
+                await link.open.wait()
+
     def _check_ready(self) -> None:
         if all(self._links):
             self.ready.set()
+
+    def find(self, connection: Connection) -> int | None:
+        """Return the number of the server at the other end, if it is one."""
+        return self._number_of(connection)
 
     def _number_of(self, connection: Connection) -> int | None:
         for number, link in enumerate(self._links):
@@ -166,12 +209,12 @@ class ShardLinks:
             self._links[number] = None  # nothing is there yet: another server may take the number
             _log.info("shard %d at %s is gone before the cluster was complete", number, link.address)
 
-    def heartbeat(self, connection: Connection, waits: tuple[Wait, ...]) -> None:
-        """Take note that a server lives, and of who waits there."""
+    def heartbeat(self, connection: Connection, told: Waits) -> None:
+        """Take note that a server lives, and of what it tells."""
         link = self._links[self.number_of(connection)]
         assert link is not None  # noqa: S101 (it has a number)
         link.detector.beat(self._now())
-        link.waits = waits
+        link.waits, link.problem = told.waits, told.problem
         if link.suspect:
             link.suspect = False
             _log.info("shard at %s is heard of again", link.address)
@@ -202,12 +245,19 @@ class ShardLinks:
 
     # --- what they are told
 
-    async def announce(self, epoch: Epoch) -> None:
-        """Tell every shard a job's epoch, and return when all follow it, however long one is away."""
+    def announce(self, epoch: Epoch) -> Coroutine[Any, Any, None]:
+        """Tell every shard a job's epoch; await what is returned until all follow it, even if one is away.
+
+        They are told at once, so that decisions and epochs arrive in the order in which they were made.
+        """
         self._own.follow(epoch)
         links = [link for link in self._links if link is not None and link.connection is not None]
-        # Sent at once, so that decisions and epochs arrive in the order in which they were made.
         sent = [self._tell(link.connection, epoch) for link in links if link.connection]
+        return self._all_followed(links, sent, epoch)
+
+    async def _all_followed(
+        self, links: Sequence[_Link], sent: Sequence[Answer | None], epoch: Epoch
+    ) -> None:
         for link, acknowledged in zip(links, sent, strict=True):
             await self._followed(link, acknowledged, epoch)
 
@@ -231,6 +281,32 @@ class ShardLinks:
             if link is not None and link.connection is not None:
                 link.connection.notify(decision)
 
+    async def ask_all(self, request: Request, payload: Sequence[npt.NDArray[Any]] = ()) -> None:
+        """Send a request to every other server, and return when all have answered.
+
+        Raises:
+            PSError: one of them refuses, or is away.
+        """
+        await self.ask_each([(request, payload)] * (len(self._links) - 1))
+
+    async def ask_each(self, requests: Sequence[tuple[Request, Sequence[npt.NDArray[Any]]]]) -> None:
+        """Send one of these requests to each server from number 1 on; as ``ask_all``."""
+        answers = []
+        for link, (request, payload) in zip(self._links[1:], requests, strict=True):
+            if link is None or link.connection is None or not link.connection.is_open:
+                raise ConnectionLost("a shard is away", field="op", value=request.op)
+            answers.append(link.connection.send(request, payload))
+        for answer in answers:
+            answer.add_done_callback(_look_at)
+        for answer in answers:
+            await answer
+
+    def notify_all(self, request: Request) -> None:
+        """Tell every other server that is there."""
+        for link in self._links:
+            if link is not None and link.connection is not None:
+                link.connection.notify(request)
+
     @staticmethod
     def _tell(connection: Connection | None, message: Decide | Epoch) -> Answer | None:
         if connection is None or not connection.is_open:
@@ -252,13 +328,16 @@ class ShardLinks:
 
     def loads(self) -> list[int]:
         """Return the bytes of parameters placed on each server."""
-        return [link.load if link else 0 for link in self._links]
+        return list(self._loads)
 
     def place(self, shard: int, nbytes: int) -> None:
         """Note that so many bytes more are placed on a server."""
-        link = self._links[shard]
-        assert link is not None  # noqa: S101 (tensors are made once all have joined)
-        link.load += nbytes
+        self._loads[shard] += nbytes
+
+    def place_all(self, load: Mapping[int, int]) -> None:
+        """Note how many bytes are placed on each server, of all that there is."""
+        for shard in range(len(self._links)):
+            self._loads[shard] = load.get(shard, 0)
 
     def waits(self) -> list[Wait]:
         """Return who waits on the servers, as they last told, and on the coordinator's own shard."""
@@ -272,12 +351,12 @@ class ShardLinks:
     def _status(self, number: int, link: _Link | None) -> ShardStatus:
         if link is None:
             return ShardStatus(number, "", "joining", 0, 0.0)
+        load = self._loads[number]
         if link.connection is None:
-            return ShardStatus(number, self.own_address, "ready", link.load, 0.0)
+            return ShardStatus(number, self.own_address, "ready", load, 0.0, self._own.log_problem)
         state = "lost" if not link.connection.is_open else "suspect" if link.suspect else "ready"
-        return ShardStatus(
-            number, link.address, state, link.load, max(0.0, self._now() - link.detector.heard)
-        )
+        silent = max(0.0, self._now() - link.detector.heard)
+        return ShardStatus(number, link.address, state, load, silent, link.problem)
 
 
 def _look_at(answer: Answer) -> None:

@@ -14,6 +14,7 @@ Rules:
 - A worker that has yet to be told who it is cannot send heartbeats, and is not judged by them.
 - Who is dead or has left stays so. A worker that joins again under its name keeps its id and gets the next
   incarnation, which fences the former.
+- After a restart everybody is as it was, and is given as much time to be heard of as if it had just been.
 """
 
 from __future__ import annotations
@@ -23,20 +24,23 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Final, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple, get_args
 
 from protocol.errors import BadRequest
+from protocol.fields import Name, Positive
 from protocol.messages import Heartbeat, Member
 from protocol.status import WorkerStatus
 from psserver.failure import FailureDetector
 from psserver.jobs import fenced
-from psserver.sequences import Sequence
+from psserver.saved_state import AnyNumber, SavedState, as_text, check_once, check_saved
+from psserver.sequences import SavedSequence, Sequence
 
 __all__ = ["Death", "FailureSettings", "Membership", "Worker"]
 
 State = Literal["waiting", "training", "suspect", "left", "dead"]
 
 LIVE: Final = ("training", "suspect")
+_PRESENT: Final = ("waiting", *LIVE)
 
 _SPEED_WINDOW: Final = 5  # heartbeats over which a worker's speed is taken
 _GONE_KEPT: Final = 1000  # dead and left workers that the status still tells of
@@ -90,12 +94,54 @@ class Worker:
         """Whether it is waited for, and its updates taken."""
         return self.state in LIVE
 
+    @property
+    def present(self) -> bool:
+        """Whether it is live, or waits for the job to start."""
+        return self.state in _PRESENT
+
     def speed(self) -> float:
         """Return examples per second over the last heartbeats."""
         if len(self.marks) < 2:
             return 0.0
         (begin, before), (end, after) = self.marks[0], self.marks[-1]
         return (after - before) / (end - begin) if end > begin else 0.0
+
+
+def _check_state(value: object, field: str) -> None:
+    check_saved(value in get_args(State), f"one of {', '.join(get_args(State))}", field, value)
+
+
+@dataclass(frozen=True, slots=True)
+class _SavedWorker:
+    """What is saved of a worker; its numbered requests only if it is there."""
+
+    id: int
+    name: Name
+    incarnation: Positive
+    token: Name
+    state: Annotated[str, _check_state]
+    begins: int | None
+    told: bool
+    clock: int
+    examples: int
+    loss: AnyNumber | None
+    sequence: SavedSequence | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Saved:
+    """What is saved; ``gone`` are the ids of those who are out, in the order in which they went."""
+
+    epoch: int
+    started: bool
+    needed: Positive
+    first_incarnation: Positive
+    next_id: int
+    workers: tuple[_SavedWorker, ...]
+    gone: tuple[int, ...]
+
+
+_SAVED: Final = SavedState(_Saved)
 
 
 class Death(NamedTuple):
@@ -111,22 +157,25 @@ class Membership:
     Args:
         needed: the job starts when this many have joined.
         settings: when silence is death.
+        first_incarnation: what a name that is new begins with.
 
     Attributes:
         epoch: the number of the latest change.
         started: whether enough have joined.
         needed: workers that the job starts with.
+        first_incarnation: no worker that joins gets a lower one.
     """
 
-    def __init__(self, needed: int, settings: FailureSettings) -> None:
+    def __init__(self, needed: int, settings: FailureSettings, first_incarnation: int = 1) -> None:
         self.epoch = 0
         self.started = False
         self.needed = needed
+        self.first_incarnation = first_incarnation
         self._settings = settings
         self._workers: dict[str, Worker] = {}
         self._by_id: dict[int, Worker] = {}
-        self._ids = itertools.count()
-        self._gone: deque[Worker] = deque()
+        self._next_id = 0
+        self._gone: dict[int, Worker] = {}  # dead or left, by id; who went first is first
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(tuple(self._workers.values()))  # who reads metrics does so from another thread
@@ -143,7 +192,12 @@ class Membership:
 
     def find(self, token: str) -> Worker | None:
         """Return the worker that has joined with this token and is there, if any: it asks again."""
-        return next((w for w in self._workers.values() if w.token == token and w.state in _PRESENT), None)
+        return next((w for w in self._workers.values() if w.token == token and w.present), None)
+
+    def named(self, name: str | None) -> Worker | None:
+        """Return the worker of this name, if it is there."""
+        found = self._workers.get(name or "")
+        return found if found is not None and found.present else None
 
     def get(self, worker: int, incarnation: int | None) -> Worker:
         """Return the worker that is there under this identity.
@@ -152,7 +206,7 @@ class Membership:
             Fenced: it is out.
         """
         found = self._by_id.get(worker)
-        if found is None or found.incarnation != incarnation or found.state not in _PRESENT:
+        if found is None or found.incarnation != incarnation or not found.present:
             raise fenced(worker)
         return found
 
@@ -164,19 +218,21 @@ class Membership:
         """
         name = name or self._free_name()
         known = self._workers.get(name)
-        if known is not None and known.state in _PRESENT:
+        if known is not None and known.present:
             raise BadRequest(
                 "a worker of that name is at work; give each its own --name", field="name", value=name
             )
         worker = Worker(
-            id=known.id if known else next(self._ids),
+            id=known.id if known else self._next_id,
             name=name,
-            incarnation=known.incarnation + 1 if known else 1,
+            incarnation=max(self.first_incarnation, known.incarnation + 1 if known else 1),
             token=token,
             state="waiting",
             detector=self._detector(now),
             moved=now,
         )
+        self._next_id = max(self._next_id, worker.id + 1)
+        self._gone.pop(worker.id, None)
         self._workers.pop(name, None)
         self._workers[name] = self._by_id[worker.id] = worker
         self.epoch += 1
@@ -187,8 +243,8 @@ class Membership:
                 one.state = "training"
         return worker
 
-    def _detector(self, now: float) -> FailureDetector:
-        return FailureDetector(self._settings.heartbeat, self._settings.dead_after, now)
+    def _detector(self, now: float, *, returns: bool = False) -> FailureDetector:
+        return FailureDetector(self._settings.heartbeat, self._settings.dead_after, now, returns=returns)
 
     def tell(self, worker: Worker, now: float) -> None:
         """A worker is told who it is: from now on its heart has to beat."""
@@ -207,14 +263,30 @@ class Membership:
         worker.clock = clock
         self._out(worker, "left")
 
+    def replaced(self, worker: Worker) -> None:
+        """Another process has come under a worker's name."""
+        self._out(worker, "dead")
+
     def _out(self, worker: Worker, state: State) -> None:
         worker.state = state
         self.epoch += 1
-        self._gone.append(worker)
+        self._gone[worker.id] = worker
         if len(self._gone) > _GONE_KEPT:
-            oldest = self._gone.popleft()
-            if self._workers.get(oldest.name) is oldest:
-                del self._workers[oldest.name], self._by_id[oldest.id]
+            oldest = self._gone.pop(next(iter(self._gone)))
+            del self._workers[oldest.name], self._by_id[oldest.id]
+
+    def all_out(self) -> None:
+        """Have everybody be out, and the epoch a new one."""
+        self.epoch += 1
+        for worker in tuple(self._workers.values()):
+            if worker.present:
+                self._out(worker, "left" if worker.state == "waiting" else "dead")
+
+    def skip_incarnations(self, count: int) -> None:
+        """Leave out so many incarnations and epochs: they may have been used, and forgotten."""
+        known = (worker.incarnation for worker in self._workers.values())
+        self.first_incarnation = max(self.first_incarnation, *known, 0) + count
+        self.epoch += count
 
     def disconnected(self, worker: Worker, now: float) -> None:
         """A worker's connection has ended: it is to come back soon."""
@@ -256,7 +328,7 @@ class Membership:
         deaths = []
         waited = set(waited_for)
         for worker in tuple(self._workers.values()):
-            if worker.state not in _PRESENT:
+            if not worker.present:
                 continue
             worker.held_up = min(worker.held_up, now) if worker.id in waited else math.inf
             reason = self._verdict(worker, now)
@@ -279,6 +351,55 @@ class Membership:
         if now - max(worker.moved, worker.held_up) > settings.hung_after:
             return f"it kept others waiting for --hung-after {settings.hung_after:g}s, though its heart beats"
         return None
+
+    # --- to a disk and back
+
+    def state(self) -> dict[str, Any]:
+        """Return all of it, but for times, as plain data."""
+        workers = tuple([_saved(worker) for worker in self._workers.values()])
+        numbers = (self.epoch, self.started, self.needed, self.first_incarnation, self._next_id)
+        return _SAVED.plain(_Saved(*numbers, workers, tuple(self._gone)))
+
+    @classmethod
+    def restored(cls, state: object, settings: FailureSettings, now: float) -> Membership:
+        """Return the workers whose ``state`` this is; ``now`` they have been heard of.
+
+        Raises:
+            BadRequest: it is not whole.
+        """
+        saved = _SAVED.checked(state)
+        found = cls(saved.needed, settings, saved.first_incarnation)
+        found.epoch, found.started, found._next_id = saved.epoch, saved.started, saved.next_id
+        check_once([one.name for one in saved.workers], "name")
+        check_once([one.id for one in saved.workers], "id")
+        for one in saved.workers:
+            check_saved(one.id < saved.next_id, "a higher one", "next_id", saved.next_id)
+            worker = found._restored_worker(one, now)
+            found._workers[worker.name] = found._by_id[worker.id] = worker
+        out = [one.id for one in saved.workers if one.state not in _PRESENT]
+        check_saved(sorted(saved.gone) == sorted(out), "all who are dead or left, once", "gone", saved.gone)
+        found._gone = {number: found._by_id[number] for number in saved.gone}
+        return found
+
+    def _restored_worker(self, saved: _SavedWorker, now: float) -> Worker:
+        state: State = saved.state  # type: ignore[assignment]  # checked
+        return Worker(
+            id=saved.id,
+            name=saved.name,
+            incarnation=saved.incarnation,
+            token=saved.token,
+            state=state,
+            detector=self._detector(now, returns=True),
+            begins=saved.begins,
+            told=saved.told,
+            clock=saved.clock,
+            examples=saved.examples,
+            loss=None if saved.loss is None else float(saved.loss),
+            # Who has not been told has no heartbeat to be missed by; it has to ask again.
+            return_by=math.inf if saved.told else now + self._settings.dead_after,
+            moved=now,
+            sequence=Sequence() if saved.sequence is None else Sequence.from_saved(saved.sequence),
+        )
 
     # --- what others are told
 
@@ -312,4 +433,17 @@ class Membership:
         )
 
 
-_PRESENT: Final = ("waiting", *LIVE)
+def _saved(worker: Worker) -> _SavedWorker:
+    return _SavedWorker(
+        worker.id,
+        worker.name,
+        worker.incarnation,
+        worker.token,
+        worker.state,
+        worker.begins,
+        worker.told,
+        worker.clock,
+        worker.examples,
+        None if worker.loss is None else as_text(worker.loss),
+        worker.sequence.saved() if worker.present else None,
+    )

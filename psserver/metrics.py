@@ -21,6 +21,7 @@ from protocol.connection import Traffic
 __all__ = ["Gauges", "Histogram", "ServerMetrics"]
 
 _SECONDS: Final = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+_LONG_SECONDS: Final = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 _STEPS: Final = (0.0, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0)
 
 Gauges = Callable[[], Mapping[tuple[str, tuple[tuple[str, str], ...]], float]]
@@ -69,6 +70,10 @@ class ServerMetrics(Collector):
         self.updates_missed = Histogram(_STEPS)
         self.duplicates = 0
         self.dropped: Counter[str] = Counter()
+        self.log_fsync = Histogram(_SECONDS)
+        self.checkpoint_seconds = Histogram(_LONG_SECONDS)
+        self.checkpoint_failures = 0
+        self.log_failures: Callable[[], int] = lambda: 0
         self._gauges = gauges
         self.registry = CollectorRegistry()
         self.registry.register(self)
@@ -130,6 +135,21 @@ class ServerMetrics(Collector):
             ("job",),
             {(job,): count for job, count in dict(self.dropped).items()},
         )
+        yield _histogram(
+            "psserver_checkpoint_seconds",
+            "Time from asking for a checkpoint until it is complete; on the coordinator only.",
+            self.checkpoint_seconds,
+        )
+        yield _counter(
+            "psserver_checkpoint_failures",
+            "Checkpoints that were given up; on the coordinator only.",
+            (),
+            {(): self.checkpoint_failures},
+        )
+        yield _histogram("psserver_log_fsync_seconds", "Syncs of the update log.", self.log_fsync)
+        yield _counter(
+            "psserver_log_failures", "Writes of the update log that failed.", (), {(): self.log_failures()}
+        )
         yield from self._gauge_families()
 
     def _gauge_families(self) -> Iterator[Metric]:
@@ -148,6 +168,9 @@ _GAUGES: Final = {
     "psserver_worker_examples_per_second": "Speed over the last heartbeats; on the coordinator only.",
     "psserver_membership_epoch": "Number of the latest membership epoch of a job.",
     "psserver_parameters_bytes": "Bytes of parameters on this shard.",
+    "psserver_log_unwritable": "1 while updates are refused because the log cannot be written.",
+    "psserver_checkpoint_last_success_timestamp_seconds": "When the last checkpoint was completed.",
+    "psserver_timeline": "Number of times, from 1, that the cluster's state was taken up from a checkpoint.",
 }
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Final
 
-from protocol.messages import Block
+from protocol.messages import Block, TensorInfo
+from protocol.tensors import DTYPES
 
-__all__ = ["place"]
+__all__ = ["load_of", "place"]
 
 _SMALLEST: Final = 64 * 1024
 """Bytes below which a tensor is not cut further: another request would cost more than it carries."""
@@ -34,3 +36,12 @@ def place(elements: int, itemsize: int, load: Sequence[int]) -> tuple[Block, ...
         for shard, start, stop in zip(lightest, bounds[:-1], bounds[1:], strict=True)
         if stop > start
     )
+
+
+def load_of(infos: Iterable[TensorInfo]) -> Counter[int]:
+    """Return the bytes of these tensors on each shard."""
+    load: Counter[int] = Counter()
+    for info in infos:
+        for block in info.blocks:
+            load[block.shard] += (block.stop - block.start) * DTYPES[info.spec.dtype].itemsize
+    return load

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, cast
 
 import numpy as np
@@ -14,10 +16,13 @@ import protocol
 from protocol.addresses import join_address
 from protocol.connection import Array, Connection, dial
 from protocol.daemon.logs import RateLimited
-from protocol.documents import EPOCH, MOST, WAITS
+from protocol.documents import EPOCH, MOST, SAVED, WAITS
 from protocol.errors import (
     BadRequest,
     BadTensor,
+    CheckpointUnusable,
+    ConnectionLost,
+    NotReady,
     PSError,
     ShuttingDown,
     Unreachable,
@@ -29,7 +34,10 @@ from protocol.messages import (
     REQUESTS,
     Announce,
     Attach,
+    Checkpoint,
+    Completed,
     Create,
+    Cut,
     Decide,
     Describe,
     Empty,
@@ -37,27 +45,38 @@ from protocol.messages import (
     Finish,
     Heartbeat,
     Hello,
+    Hold,
     Init,
     Initialised,
+    Install,
     Join,
     JoinShard,
     Lease,
     Leave,
+    Load,
+    Marker,
     Ping,
     Pull,
     Push,
     PushPull,
+    Release,
+    Restore,
+    Saved,
     Set,
     ShardBeat,
+    ShardJoined,
     Status,
     Welcome,
 )
 from protocol.status import Wait, Waits
 from psserver.call import Call
 from psserver.coordinator import Coordinator
+from psserver.follower import Follower
 from psserver.jobs import Session
+from psserver.lead import Lead
 from psserver.membership import FailureSettings
 from psserver.metrics import ServerMetrics
+from psserver.persistence import DurabilitySettings, Persistence
 from psserver.shard import Shard
 from psserver.uplink import Uplink, UplinkSettings
 
@@ -68,6 +87,11 @@ _log = logging.getLogger(__name__)
 _WAIT_FOR_READY: Final = (Attach, Join, Create, Describe, Set)
 _TICKS: Final = 4  # looks a heartbeat interval at who is silent
 _NAMED_WORKERS: Final = 100  # workers of a job with metric labels of their own
+_DOCUMENTS: Final = frozenset((Announce, ShardBeat, Saved, Completed, Load))
+_LAST_WITHIN: Final = 25.0  # seconds for a last checkpoint: less than Kubernetes gives a process to stop
+_WHEN_FROZEN: Final = frozenset(  # what does not change the state that is being saved
+    (Ping, Status, Announce, Decide, Hold, Cut, Release, Completed, ShardBeat, Ended, Saved)
+)
 _OPS: Final = frozenset(cls.op for cls in REQUESTS)
 
 
@@ -77,7 +101,7 @@ class ServerSettings:
 
     ``join`` is the coordinator's address; None: this server is the coordinator and shard 0. ``advertise`` is
     where workers reach this server, if not where it is bound. ``failure`` matters to the coordinator, which
-    tells the others, and ``reconnect_for`` to the others.
+    tells the others, and ``reconnect_for`` to the others. Without ``durability`` nothing outlives it.
     """
 
     host: str = "127.0.0.1"
@@ -87,6 +111,7 @@ class ServerSettings:
     shard: int | None = None
     advertise: tuple[str, int] | None = None
     failure: FailureSettings = field(default_factory=FailureSettings)
+    durability: DurabilitySettings | None = None
     reconnect_for: float = 60.0
     max_frame: int = 1 << 30
     max_connections: int = 1024
@@ -102,18 +127,35 @@ class Server:
         self.metrics = ServerMetrics(self._gauges)
         self._tasks: set[asyncio.Task[None]] = set()
         self._shard = Shard(self.metrics, self._spawn, self._report)
-        self._coordinator: Coordinator | None = None
-        self._number = settings.shard
         self._shards = settings.shards
+        self._coordinator: Coordinator | None = None
+        self._follower: Follower | None = None
+        self._lead: Lead | None = None
+        self._persistence: Persistence | None = None
+        self.metrics.log_failures = self._log_failures
+        if settings.durability is not None:
+            self._persistence = Persistence(settings.durability, self.metrics.log_fsync.observe)
         if settings.join is None:
-            self._number = 0
             self._coordinator = Coordinator(self._shard, settings.shards, self._spawn, settings.failure)
+            if self._persistence is not None:
+                self._lead = Lead(
+                    self._coordinator,
+                    self._shard,
+                    self._persistence,
+                    settings.failure,
+                    self._spawn,
+                    self.metrics,
+                    self._drop_clients,
+                )
+        else:
+            self._follower = Follower(self._shard, self._persistence, self._spawn, self._drop_clients)
         self._connections: set[Connection] = set()
         self._listener: asyncio.Server | None = None
         self._uplink: Uplink | None = None
         self._stopping = False
         self._rejected_log = RateLimited(_log, interval=1.0)
-        self.coordinator_lost = asyncio.Event()
+        self._making_ready: asyncio.Task[None] | None = None
+        self.failed: asyncio.Future[PSError] | None = None
 
     # --- from start to stop
 
@@ -122,24 +164,67 @@ class Server:
 
         Raises:
             OSError: the address cannot be bound.
+            CheckpointUnusable: the storage cannot be used, or what is in it.
             Unreachable: the coordinator does not answer.
             PSError: the coordinator refuses.
         """
         settings = self._settings
         loop = asyncio.get_running_loop()
-        self._listener = await loop.create_server(self._accept, settings.host, settings.port, backlog=1024)
+        self.failed = loop.create_future()
+        # Nobody can be answered by a coordinator that does not know yet which cluster's it is.
+        serving = self._lead is None
+        self._listener = await loop.create_server(
+            self._accept, settings.host, settings.port, backlog=1024, start_serving=serving
+        )
         host, port = self._listener.sockets[0].getsockname()[:2]
         address = join_address(host, port)
         if self._coordinator is not None:
             self._coordinator.links.own_address = address
-            self._spawn(self._tick(self._coordinator))
-        else:
-            await self._join(settings.join, host, port)
+            await self._coordinate_from_now_on(self._coordinator, self._listener)
+        elif self._follower is not None:
+            await self._join(self._follower, host, port)
         self._spawn(self._watch())
         return address
 
+    async def _coordinate_from_now_on(self, coordinator: Coordinator, listener: asyncio.Server) -> None:
+        lead, settings = self._lead, self._settings
+        if lead is not None:
+            with _storage_named(settings.durability):
+                await lead.recover()
+            await listener.start_serving()
+            if settings.durability is not None and settings.durability.every:
+                self._spawn(lead.checkpoints.every(settings.durability.every))
+        if coordinator.links.ready.is_set() and lead is None:
+            coordinator.serve()
+        else:
+            self._make_ready()
+        self._spawn(self._tick(coordinator))
+
+    def _make_ready(self) -> None:
+        """See to it that all servers are there, with the state that they should have."""
+        if self._making_ready is None or self._making_ready.done():
+            self._making_ready = asyncio.get_running_loop().create_task(self._ready())
+            self._tasks.add(self._making_ready)
+            self._making_ready.add_done_callback(self._ended)
+
+    async def _ready(self) -> None:
+        assert self._coordinator is not None  # noqa: S101 (only it is made ready)
+        try:
+            if self._lead is not None:
+                await self._lead.make_ready()
+            else:
+                await self._coordinator.links.ready.wait()
+                self._coordinator.serve()
+        except PSError as error:
+            self._fail(error)
+
+    def _fail(self, error: PSError) -> None:
+        if self.failed is not None and not self.failed.done():
+            self.failed.set_result(error)
+
     async def stop(self) -> None:
         """Refuse new requests, end the connections and wait for what is under way."""
+        await self._say_goodbye()
         self._stopping = True
         if self._listener is not None:
             self._listener.close()
@@ -153,40 +238,81 @@ class Server:
         for connection in connections:
             connection.abort()
         await asyncio.gather(*(connection.wait_closed() for connection in connections))
+        if self._shard.journal.log is not None:
+            await self._shard.journal.log.close()
         self._shard.close()
+        if self._persistence is not None:
+            self._persistence.close()
+
+    async def _say_goodbye(self) -> None:
+        """Have a last checkpoint taken."""
+        try:
+            async with asyncio.timeout(_LAST_WITHIN):
+                if self._lead is not None:
+                    await self._lead.stop()
+                elif self._follower is not None and self._uplink is not None:
+                    await self._follower.stop(self._uplink)
+        except (PSError, TimeoutError, OSError) as error:
+            _log.warning("no last checkpoint was taken: %s", error or f"not within {_LAST_WITHIN:g} s")
+
+    def _drop_clients(self) -> None:
+        """End the connections of clients, which make new ones: the state is another one."""
+        for connection in tuple(self._connections):
+            if connection.session.job is not None:
+                connection.abort()
 
     def is_ready(self) -> bool:
         """Return whether requests are answered at once: all shards have joined."""
         if self._stopping:
             return False
         if self._coordinator is not None:
-            return self._coordinator.links.ready.is_set()
-        return self._uplink is not None and self._uplink.is_open
+            return self._coordinator.serving.is_set()
+        return self._uplink is not None and self._uplink.is_open and self._serves()
 
-    async def _join(self, coordinator: tuple[str, int] | None, host: str, port: int) -> None:
-        assert coordinator is not None  # noqa: S101 (checked by the caller)
+    def _serves(self) -> bool:
+        """Return whether this server has the state that it should have."""
+        if self._coordinator is not None:
+            return self._coordinator.serving.is_set()
+        return self._follower is not None and self._follower.serving
+
+    async def _join(self, follower: Follower, host: str, port: int) -> None:
         settings = self._settings
+        assert settings.join is not None  # noqa: S101 (it has a follower)
+        coordinator = settings.join
+        with _storage_named(settings.durability):
+            number = await follower.recover(settings.shard)
         reachable = None if host in ("0.0.0.0", "::") else host  # noqa: S104 (compared, not bound)
-        offer = JoinShard(port, reachable, settings.shard)
+        offer = JoinShard(port, reachable, number)
         if settings.advertise is not None:
-            offer = JoinShard(settings.advertise[1], settings.advertise[0], settings.shard)
+            offer = JoinShard(settings.advertise[1], settings.advertise[0], number)
         self._uplink = Uplink(
             lambda: self._dial_coordinator(*coordinator),
             UplinkSettings(offer, settings.reconnect_for, settings.failure.dead_after),
-            lambda: Waits(tuple(self._shard.waits())),
-            self._shard.report_all,
+            lambda: Waits(tuple(self._shard.waits()), self._shard.log_problem),
+            self._joined,
+            lambda: (follower.found.cluster, follower.timeline, follower.found.lost),
         )
-        joined = await self._uplink.join()
-        self._number, self._shards = joined.shard, joined.shards
-        self._shard.number = joined.shard
+        try:
+            joined = await self._uplink.join()
+        except (Unreachable, ConnectionLost):
+            if self._persistence is None:
+                raise
+            joined = await self._uplink.try_to_join()  # this may be a restart; the coordinator's may be, too
+        await self._joined(joined)
         self._spawn(self._keep(self._uplink))
+
+    async def _joined(self, joined: ShardJoined) -> None:
+        """Take the place that the coordinator gives."""
+        assert self._follower is not None  # noqa: S101 (who joins has one)
+        self._shards = joined.shards
+        await self._follower.joined(joined)
+        self._shard.report_all()
 
     async def _keep(self, uplink: Uplink) -> None:
         try:
             await uplink.keep()
         except PSError as error:
-            _log.error("the cluster is lost: %s", error)
-            self.coordinator_lost.set()
+            self._fail(error)
 
     async def _dial_coordinator(self, host: str, port: int) -> Connection:
         try:
@@ -288,7 +414,7 @@ class Server:
             return self._shard.arrays_for_push(connection.session, request)
         if kind is Init:
             return self._shard.arrays_for_init(connection.session, request)
-        if kind is Announce or kind is ShardBeat:
+        if kind in _DOCUMENTS:
             return [_document(request)]
         return ()
 
@@ -306,15 +432,19 @@ class Server:
                 self._shard.push(call, session, request, arrays)
             case Pull():
                 self._shard.pull(call, session, request)
+            case _ if self._shard.is_frozen and type(request) not in _WHEN_FROZEN:
+                raise ShuttingDown("the server is stopping")
             case Init():
                 self._shard.init(call, session, request, arrays)
             case Hello():
                 self._hello(call, session, request)
             case Ping():
                 call.reply(Empty())
-            case Announce() | Decide():
+            case Marker():
+                self._shard.marker(call, session, request)
+            case Announce() | Decide() | Hold() | Cut() | Release() | Completed() | Load() | Install():
                 self._follow(call, request, arrays)
-            case ShardBeat() | Ended():
+            case ShardBeat() | Ended() | Saved():
                 self._hear(call, request, arrays)
             case _:
                 self._coordinate(call, session, request)
@@ -332,6 +462,9 @@ class Server:
         """Forget a connection."""
         self._connections.discard(connection)
         if self._coordinator is not None and not self._stopping:
+            shard = self._coordinator.links.find(connection)
+            if shard is not None and self._lead is not None:
+                self._lead.checkpoints.lost(shard)
             self._coordinator.connection_lost(connection)
 
     # --- requests
@@ -343,44 +476,113 @@ class Server:
             raise VersionMismatch(
                 f"this server speaks protocol version {VERSION}", field="versions", value=request.versions
             )
+        if request.job is not None and not self._serves():
+            raise NotReady("the server is taking up its state; ask again")
         call.connection.greeted = True
         session.job, session.worker, session.incarnation = request.job, request.worker, request.incarnation
         server = f"psserver/{protocol.__version__}"
         if self._coordinator is not None:
             self._coordinator.hello(session, call.connection)
-        call.reply(Welcome(VERSION, server, self._number, self._shards, self._settings.max_frame))
+        welcome = (
+            VERSION,
+            server,
+            self._shard.number,
+            self._shards,
+            self._settings.max_frame,
+            self._timeline,
+        )
+        call.reply(Welcome(*welcome))
 
-    def _follow(self, call: Call, request: Announce | Decide, arrays: Sequence[Array]) -> None:
-        if self._uplink is None or not self._uplink.is_at(call.connection):
+    @property
+    def _timeline(self) -> int:
+        """What this server's state is of; 0: it has none."""
+        if self._coordinator is not None:
+            return self._coordinator.links.timeline
+        return self._follower.timeline if self._follower is not None else 0
+
+    def _follow(self, call: Call, request: Any, arrays: Sequence[Array]) -> None:
+        if self._uplink is None or self._follower is None or not self._uplink.is_at(call.connection):
             raise BadRequest("only the coordinator may say this", field="op", value=request.op)
+        if self._shard.is_frozen and isinstance(request, Announce | Decide):
+            return  # told again when this shard is back
+        if self._follower.is_early(partial(self._follow_later, call, request, arrays)):
+            return
         if isinstance(request, Announce):
             self._shard.follow(EPOCH.decode(arrays[0]))
-        else:
+            call.reply(Empty())
+        elif isinstance(request, Decide):
             self._shard.decide(request)
-        call.reply(Empty())
+        else:
+            self._follower.follow(call, self._uplink, request, arrays)
 
-    def _hear(self, call: Call, request: ShardBeat | Ended, arrays: Sequence[Array]) -> None:
+    def _follow_later(self, call: Call, request: Any, arrays: Sequence[Array]) -> None:
+        try:
+            self._follow(call, request, arrays)
+        except Exception as error:
+            call.fail_with(error)
+
+    def _hear(self, call: Call, request: ShardBeat | Ended | Saved, arrays: Sequence[Array]) -> None:
         if self._coordinator is None:
             raise _not_the_coordinator(request.op)
         links = self._coordinator.links
         if isinstance(request, ShardBeat):
-            links.heartbeat(call.connection, WAITS.decode(arrays[0]).waits)
-        else:
+            links.heartbeat(call.connection, WAITS.decode(arrays[0]))
+        elif isinstance(request, Ended):
             self._coordinator.ended(links.number_of(call.connection), request)
+        else:
+            files, shard = SAVED.decode(arrays[0]).files, links.number_of(call.connection)
+            if self._lead is not None:
+                self._lead.checkpoints.saved(shard, request, files)
         call.reply(Empty())
 
     def _coordinate(self, call: Call, session: Session, request: Any) -> None:
         coordinator = self._coordinator
         if coordinator is None:
             raise _not_the_coordinator(request.op)
-        if isinstance(request, _WAIT_FOR_READY) and not coordinator.links.ready.is_set():
+        if isinstance(request, JoinShard):
+            coordinator.links.join(call, request)
+            if request.lost and not coordinator.links.must_load:
+                coordinator.fence_all()
+            self._look_at_shards(coordinator)
+        elif isinstance(request, Status):
+            coordinator.status(call, request)
+        elif isinstance(request, Checkpoint | Restore):
+            self._spawn(call.answer_with(self._lead_on(call, request)))
+        elif not coordinator.serving.is_set():
+            if not isinstance(request, _WAIT_FOR_READY):
+                raise NotReady("the cluster is not complete; ask again")
             self._spawn(call.answer_with(self._when_ready(coordinator, call, session, request)))
+        elif coordinator.is_held(session) and not isinstance(request, Heartbeat):
+            coordinator.hold(session, partial(_ask_held, coordinator, call, session, request))
         else:
             _ask(coordinator, call, session, request)
 
+    def _look_at_shards(self, coordinator: Coordinator) -> None:
+        """See whether a shard that has just joined makes the cluster go back to a checkpoint."""
+        if coordinator.links.must_load and coordinator.serving.is_set():
+            coordinator.pause()
+            self._drop_clients()
+            self._make_ready()
+
+    async def _lead_on(self, call: Call, request: Checkpoint | Restore) -> None:
+        if self._lead is None:
+            raise BadRequest(
+                "the cluster keeps nothing; start psserver with --checkpoint-dir",
+                field="op",
+                value=request.op,
+            )
+        if isinstance(request, Restore):
+            try:
+                await self._lead.restore(call, request)
+            finally:  # a server that went away in the middle of it is waited for; then all go back
+                if self._lead.must_load:
+                    self._make_ready()
+        else:
+            call.reply(await self._lead.checkpoint())
+
     @staticmethod
     async def _when_ready(coordinator: Coordinator, call: Call, session: Session, request: Any) -> None:
-        await coordinator.links.ready.wait()
+        await coordinator.serving.wait()
         if call.connection.is_open:  # who has gone away meanwhile must not become a member
             _ask(coordinator, call, session, request)
 
@@ -388,6 +590,10 @@ class Server:
 
     def _count_rejected(self, reason: str) -> None:
         self.metrics.rejected_frames[reason] += 1
+
+    def _log_failures(self) -> int:
+        log = self._shard.journal.log
+        return 0 if log is None else log.failures
 
     def _gauges(self) -> Mapping[tuple[str, tuple[tuple[str, str], ...]], float]:
         found: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {
@@ -398,6 +604,12 @@ class Server:
             found[key] = found.get(key, 0) + job.nbytes
         epoch = max((job.epoch for job in list(self._shard.jobs.values())), default=0)
         found["psserver_membership_epoch", ()] = epoch
+        found["psserver_timeline", ()] = self._timeline
+        if self._shard.journal.log is not None:
+            found["psserver_log_unwritable", ()] = float(bool(self._shard.log_problem))
+        if self._lead is not None and self._lead.checkpoints.last is not None:
+            finished = self._lead.checkpoints.finished
+            found["psserver_checkpoint_last_success_timestamp_seconds", ()] = finished
         if self._coordinator is not None:
             for state, count in self._coordinator.worker_states().items():
                 found["psserver_workers", (("state", state),)] = count
@@ -409,13 +621,25 @@ class Server:
         return found
 
 
+@contextmanager
+def _storage_named(settings: DurabilitySettings | None) -> Iterator[None]:
+    """Say which storage an error of the system is about."""
+    try:
+        yield
+    except OSError as error:
+        where = "" if settings is None else settings.url
+        raise CheckpointUnusable(
+            f"it cannot be used: {error}", field="checkpoint-dir", value=where
+        ) from error
+
+
 def _not_the_coordinator(op: str) -> BadRequest:
     return BadRequest(
         "this server is not the coordinator; ask the one that the workers were given", field="op", value=op
     )
 
 
-def _document(request: Announce | ShardBeat) -> Array:
+def _document(request: Any) -> Array:
     """Return where the one document that such a request carries goes."""
     if len(request.tensors) != 1 or request.tensors[0].dtype != "uint8" or request.tensors[0].elements > MOST:
         raise BadTensor(f"expected one document of at most {MOST} bytes", field="tensors", value=request.op)
@@ -431,6 +655,13 @@ class _TurnedAway(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._tell(transport.get_extra_info("peername"))
         cast(asyncio.Transport, transport).abort()
+
+
+def _ask_held(coordinator: Coordinator, call: Call, session: Session, request: Any) -> None:
+    try:
+        _ask(coordinator, call, session, request)
+    except Exception as error:
+        call.fail_with(error)
 
 
 def _ask(coordinator: Coordinator, call: Call, session: Session, request: Any) -> None:
@@ -453,10 +684,6 @@ def _ask(coordinator: Coordinator, call: Call, session: Session, request: Any) -
             coordinator.initialised(call, session, request)
         case Describe():
             coordinator.describe(call, session, request)
-        case Status():
-            coordinator.status(call, request)
-        case JoinShard():
-            coordinator.links.join(call, request)
         case Set():
             coordinator.change(call, request)
         case _:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 
 from protocol.buffers import BufferPool
 from protocol.connection import Array
-from protocol.errors import BadRequest, BadTensor, PSError, SpecMismatch, UnknownJob
+from protocol.errors import BadRequest, BadTensor, PSError, ShuttingDown, SpecMismatch, UnknownJob
 from protocol.frames import MAX_HEADER
 from protocol.messages import (
     Decide,
@@ -21,6 +23,8 @@ from protocol.messages import (
     Ended,
     Epoch,
     Init,
+    LoadedJob,
+    Marker,
     Pull,
     Pulled,
     Pushed,
@@ -31,10 +35,15 @@ from protocol.sequences import fingerprint_of_push
 from protocol.status import Wait
 from protocol.tensors import DTYPES, Part
 from psserver.call import Call
+from psserver.cut import ShardCut
+from psserver.durability.checkpoint import SavedArray
+from psserver.durability.log import Batch
 from psserver.jobs import JobStore, Reader, Session, fenced
+from psserver.journal import Journal, Taken
 from psserver.metrics import ServerMetrics
 from psserver.sequences import Outcome
-from psserver.steps import Steps
+from psserver.shard_state import Snapshot, install, load, replay, snapshot
+from psserver.steps import Steps, follow
 from psserver.store.arithmetic import INLINE, THREADS
 from psserver.store.dense import DenseBlock, check_spec
 
@@ -74,6 +83,7 @@ class Shard:
     Attributes:
         jobs: by name.
         number: this shard's, for the status.
+        journal: what has to be durable before it is acknowledged goes there.
     """
 
     def __init__(
@@ -85,7 +95,9 @@ class Shard:
     ) -> None:
         self.jobs: dict[str, JobStore] = {}
         self.number = 0
+        self.journal = Journal()
         self._steps: dict[str, Steps] = {}
+        self._cut = ShardCut(self.jobs, self._steps)
         self._metrics = metrics
         self._spawn = spawn
         self._report = report
@@ -107,27 +119,26 @@ class Shard:
         if epoch.number <= job.epoch:
             self._report_ended(job, steps, also_none=True)  # our report may have been lost with a link
             return
-        kept_steps, since = job.clocks.staleness == 0, job.clocks.since
-        for worker in job.follow(epoch):
-            steps.drop(worker)
-        if epoch.staleness == 0 or kept_steps:
-            steps.begin_at(epoch.since)
-        if kept_steps and (epoch.staleness or epoch.since > since):
-            self._spawn(self._flush(job, steps))
-        elif epoch.staleness == 0 and not kept_steps:
-            for worker in job.clocks.ahead_of(epoch.since):
-                steps.ended_before(worker)
+        self.journal.epoch(epoch)
+        if follow(job, steps, epoch):
+            self._flush(job, steps)
         self._release(job)
+        if job.holding is not None:
+            job.holding.awaited &= job.clocks.members.keys()
+            self._cut.check()
         self._report_ended(job, steps, also_none=True)  # who is out may have been the only one
 
     def _new_job(self, name: str) -> JobStore:
         label = name if len(self.jobs) < _LABELLED_JOBS else "other"
         job = self.jobs[name] = JobStore(name, label)
-        self._steps[name] = Steps(job, self._metrics, self._threads, self._send, self._clock)
+        self._steps[name] = Steps(job, self.journal, self._metrics, self._threads, self._send, self._clock)
         return job
 
-    async def _flush(self, job: JobStore, steps: Steps) -> None:
-        await steps.flush()
+    def _flush(self, job: JobStore, steps: Steps) -> None:
+        self._spawn(self._flushed(job, self._under_way(job, steps.flush())))
+
+    async def _flushed(self, job: JobStore, flush: Awaitable[None]) -> None:
+        await flush
         self._release(job)
 
     def decide(self, decision: Decide) -> None:
@@ -140,7 +151,7 @@ class Shard:
             self._spawn(self._settle(job, steps))
 
     async def _settle(self, job: JobStore, steps: Steps) -> None:
-        await steps.settle()
+        await self._under_way(job, steps.settle())
         self._release(job)
         self._report_ended(job, steps)
 
@@ -155,6 +166,125 @@ class Shard:
             if ended.workers or also_none:
                 self._report(ended)
 
+    # --- checkpoints
+
+    def hold(self, checkpoint: int) -> None:
+        """Prepare for a cut; see ``psserver.cut``.
+
+        Raises:
+            ShuttingDown: the last one was taken.
+        """
+        if self.is_frozen:
+            raise ShuttingDown("the shard is stopping")
+        self._cut.hold(checkpoint)
+
+    def release(self) -> None:
+        """Give the cut up that is being prepared, if any; the last one is not."""
+        if not self.is_frozen:
+            self._cut.release()
+
+    def marker(self, call: Call, session: Session, request: Marker) -> None:
+        """Take a worker's marker, which is numbered among its pushes."""
+        job = self._job(session)
+        worker = job.worker(session)
+        numbered = job.sequences[worker]
+        fingerprint = request.checkpoint & 0xFFFFFFFF
+        if numbered.is_new(request.seq):
+            numbered.admit(request.seq, fingerprint, call)
+            call.admitted(numbered, request.seq, fingerprint)
+            self._cut.mark(request.checkpoint, job, worker)
+            call.reply(Empty())
+            return
+        answer, outcome = numbered.retry(request.seq, fingerprint, call)
+        if isinstance(outcome, PSError):
+            call.fail(outcome)
+        elif answer:
+            call.reply(Empty())
+
+    def cut(self, checkpoint: int, taken: Callable[[Snapshot], None], *, stays: bool = False) -> bool:
+        """Take the cut as soon as all is quiet.
+
+        Args:
+            checkpoint: its number, which ``hold`` was told.
+            taken: called with what the shard is at that moment.
+            stays: nothing is gone on with after it: the server stops.
+
+        Returns:
+            Whether this checkpoint is being prepared.
+        """
+        self._cut.stays = stays
+        return self._cut.cut(checkpoint, lambda: taken(self._snapshot()))
+
+    def freeze(self, taken: Callable[[Snapshot], None]) -> None:
+        """Have ``taken`` called with what the shard is when all is quiet; after that nothing is done."""
+        self._cut.freeze(lambda: taken(self._snapshot()))
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether its last state was taken: nothing may be done any more."""
+        return self._cut.is_last
+
+    def snapshot(self) -> Snapshot:
+        """Return what the shard is now; it need not be quiet, nor the state one to go on from."""
+        return self._snapshot()
+
+    def _snapshot(self) -> Snapshot:
+        return replace(snapshot(self.jobs, self._steps, self.journal), updates=self.updates)
+
+    @property
+    def log_problem(self) -> str:
+        """Why updates cannot be made durable now; "" if they can."""
+        problem = self.journal.problem
+        return "" if problem is None else problem.message
+
+    @property
+    def updates(self) -> int:
+        """Updates applied here, of all jobs; another number says that something has changed."""
+        return sum(job.updates + len(job.blocks) for job in self.jobs.values())
+
+    def replace(self, jobs: Sequence[LoadedJob], arrays: Mapping[tuple[str, str, str], Array]) -> None:
+        """Forget all jobs, and take these, on which nobody works yet. Who waits is not answered any more."""
+        self._cut.release()
+        for job in self.jobs.values():
+            job.gone = True
+            job.clocks.members.clear()  # what is still under way is refused
+        self.jobs.clear()
+        self._steps.clear()
+        load(jobs, arrays, self._made)
+
+    def install(self, state: Mapping[str, Any], arrays: Sequence[SavedArray]) -> None:
+        """Take the jobs of a checkpoint as they were, with who worked on them.
+
+        Raises:
+            BadRequest: the state is not whole.
+        """
+        install(state, arrays, self._made)
+
+    def replay(self, batch: Batch) -> None:
+        """Do what one batch of a log says.
+
+        Raises:
+            BadRequest: it says what no shard writes.
+        """
+        replay(batch, self.jobs, self._steps, self._made)
+
+    def _made(self, name: str) -> tuple[JobStore, Steps]:
+        job = self._new_job(name)
+        return job, self._steps[name]
+
+    def open_step(self, job: str) -> tuple[int, set[int]]:
+        """Return the open step of a synchronous job, and the workers that are in it for good."""
+        steps = self._steps[job]
+        return steps.clock, steps.included()
+
+    def take_up(self) -> None:
+        """Go on after a restart: do what was decided before it, and not done."""
+        for name, steps in self._steps.items():
+            for numbered in self.jobs[name].sequences.values():
+                numbered.resume()
+            if steps.has_to_flush:
+                self._flush(self.jobs[name], steps)
+
     # --- before the payload
 
     def arrays_for_init(self, session: Session, request: Init) -> Sequence[Array]:
@@ -167,11 +297,11 @@ class Shard:
         (part,) = request.tensors
         if part.name != request.name or part.dtype != request.spec.dtype:
             raise BadTensor("the block's name and dtype are the spec's", field="tensors", value=part)
-        if not 0 < part.elements <= math.prod(request.spec.shape):
+        if not 0 < part.elements <= math.prod(request.spec.shape) - request.start:
             raise BadTensor(
-                f"a block of shape {request.spec.shape} has at least one element and no more than it",
+                f"a block of shape {request.spec.shape} has at least one element, and ends where it does",
                 field=request.name,
-                value=part.elements,
+                value=f"{part.elements} from {request.start}",
             )
         return self._allocate(request.tensors)
 
@@ -185,12 +315,14 @@ class Shard:
         if refused is not None:
             raise refused
         try:
+            if self.journal.problem is not None and new:
+                raise self.journal.problem
             self._check_push(job, request)
             if new and self._in_steps(job, request):
-                self._steps[job.name].check(worker, request.step)
+                self._steps[job.name].check(worker, request.step, request.seq)
         except PSError as error:
             if new:
-                numbered.refuse(error)
+                numbered.refuse(request.seq, error)
             raise
         return self._allocate(request.tensors)
 
@@ -223,7 +355,7 @@ class Shard:
         if block is not None and block.version and block.attempt < request.attempt:
             raise BadRequest("the tensor is in use already", field="attempt", value=request.attempt)
         if block is None or block.attempt < request.attempt:
-            fresh = DenseBlock(request.name, request.spec, arrays[0], request.attempt)
+            fresh = DenseBlock(request.name, request.spec, arrays[0], request.attempt, request.start)
             self._spawn(call.answer_with(self._fill(call, job, fresh)))
         else:
             call.reply(Empty())
@@ -233,7 +365,9 @@ class Shard:
         current = job.blocks.get(block.name)
         if current is None or current.attempt < block.attempt:  # no later attempt was faster
             job.blocks[block.name] = block
-        call.reply(Empty())
+            self.journal.filled(job, block, lambda: call.reply(Empty()))
+        else:
+            call.reply(Empty())
 
     def pull(self, call: Call, session: Session, request: Pull) -> None:
         """Send blocks; to a worker when it may read in its step."""
@@ -255,19 +389,64 @@ class Shard:
             answer, outcome = numbered.retry(request.seq, fingerprint, call)
             self._metrics.duplicates += 1
             if answer:
-                self._answer_again(call, job, session, request, outcome)
+                self.journal.when_durable(partial(self._answer_again, call, job, session, request, outcome))
             return
-        numbered.admit(fingerprint, call)
-        call.admitted(numbered, request.seq)
+        numbered.admit(request.seq, fingerprint, call)
+        call.admitted(numbered, request.seq, fingerprint)
+        taken = Taken(worker, session.incarnation or 0, request.seq, fingerprint)
+        if job.holding is not None and worker not in job.holding.awaited:
+            job.holding.held.append(partial(self._take_held, call, job, session, taken, request, arrays))
+        else:
+            self._take(call, job, session, taken, request, arrays)
+
+    def _take_held(
+        self,
+        call: Call,
+        job: JobStore,
+        session: Session,
+        taken: Taken,
+        request: Step,
+        arrays: Sequence[Array],
+    ) -> None:
+        try:
+            job.worker(session)  # it may be out by now
+            self._take(call, job, session, taken, request, arrays)
+        except Exception as error:
+            call.fail_with(error)
+
+    def _take(
+        self,
+        call: Call,
+        job: JobStore,
+        session: Session,
+        taken: Taken,
+        request: Step,
+        arrays: Sequence[Array],
+    ) -> None:
         if self._in_steps(job, request):
-            self._spawn(call.answer_with(self._contribute(call, job, session, worker, request, arrays)))
+            work = self._contribute(call, job, session, taken, request, arrays)
+            self._spawn(call.answer_with(self._under_way(job, work)))
             return
         blocks = [job.block(part.name) for part in request.tensors]
         if sum(array.nbytes for array in arrays) > INLINE or any(b.lock.locked() for b in blocks):
-            self._spawn(call.answer_with(self._apply_later(call, job, session, request, blocks, arrays)))
+            later = self._apply_later(call, job, session, taken, request, blocks, arrays)
+            self._spawn(call.answer_with(self._under_way(job, later)))
             return
         fresh = [block.next_version(array) for block, array in zip(blocks, arrays, strict=True)]
-        self._applied(call, job, session, request, blocks, fresh)
+        self._applied(call, job, session, taken, request, blocks, fresh)
+
+    def _under_way(self, job: JobStore, work: Awaitable[None]) -> Coroutine[Any, Any, None]:
+        """Return what runs ``work``; a cut waits for it from now on, not only when it has begun."""
+        job.applying += 1
+        return self._until_done(job, work)
+
+    async def _until_done(self, job: JobStore, work: Awaitable[None]) -> None:
+        try:
+            await work
+        finally:
+            job.applying -= 1
+            if job.holding is not None:
+                self._cut.check()
 
     @staticmethod
     def _in_steps(job: JobStore, request: Step) -> bool:
@@ -277,24 +456,32 @@ class Shard:
     def _answer_again(
         self, call: Call, job: JobStore, session: Session, request: Step, outcome: Outcome
     ) -> None:
-        if isinstance(outcome, PSError):
-            call.fail(outcome)
-        elif outcome is not None:
-            call.reply(outcome)
-        elif type(request) is PushPull:
-            self._send(call, job, session, request.names, None)
+        try:
+            worker = job.worker(session)  # it may be out by now
+            if isinstance(outcome, PSError):
+                call.fail(outcome)
+            elif isinstance(outcome, Pulled) and type(request) is PushPull:  # late, or of nothing
+                self._send(call, job, session, request.names, outcome.clock)
+            elif outcome is not None:
+                call.reply(outcome)
+            elif type(request) is PushPull:  # a restart may have come while it waited for others
+                self._send_when_readable(call, job, session, worker, request.names)
+            else:  # a restart came between its effect and its answer
+                call.reply(Pushed(job.updates))
+        except Exception as error:
+            call.fail_with(error)
 
     async def _contribute(
         self,
         call: Call,
         job: JobStore,
         session: Session,
-        worker: int,
+        taken: Taken,
         request: Step,
         arrays: Sequence[Array],
     ) -> None:
         steps = self._steps[job.name]
-        await steps.contribute(call, session, worker, request, arrays)
+        await steps.contribute(call, session, taken, request, arrays)
         self._report_ended(job, steps)
 
     async def _apply_later(
@@ -302,6 +489,7 @@ class Shard:
         call: Call,
         job: JobStore,
         session: Session,
+        taken: Taken,
         request: Step,
         blocks: Sequence[DenseBlock],
         arrays: Sequence[Array],
@@ -314,39 +502,53 @@ class Shard:
                 for block, array in zip(blocks, arrays, strict=True)
             ]
             job.worker(session)  # nothing of a worker is applied once it is out
-            self._applied(call, job, session, request, blocks, fresh)
+            self._applied(call, job, session, taken, request, blocks, fresh)
 
     def _applied(
         self,
         call: Call,
         job: JobStore,
         session: Session,
+        taken: Taken,
         request: Step,
         blocks: Sequence[DenseBlock],
         fresh: Sequence[Array],
     ) -> None:
-        """Swap in what was computed, all of it or, had one failed, nothing."""
+        """Swap in what was computed, all of it or, had one failed, nothing; acknowledge it when durable."""
         for block, values in zip(blocks, fresh, strict=True):
             block.swap(values)
         self._metrics.updates_missed.observe(float(job.updates - session.seen))
         job.updates += 1
         session.seen += 1  # its own update is none that it has not seen
         self._metrics.updates[job.label] += 1
+        job.sequences[taken.worker].applied(taken.seq)
+        if request.done is not None:
+            job.cursors[taken.worker, taken.incarnation] = request.done
         if type(request) is PushPull:
-            self._end_step(call, job, session, request)
+            job.clocks.ended(taken.worker, request.step)
+            self._metrics.staleness.observe(float(job.clocks.lead(taken.worker)))
+        if self.journal.log is None:
+            self._acknowledge(call, job, session, request)
         else:
-            call.reply(Pushed(job.updates))
-
-    def _end_step(self, call: Call, job: JobStore, session: Session, request: PushPull) -> None:
-        worker, clocks = session.worker or 0, job.clocks
-        clocks.ended(worker, request.step)
-        self._metrics.staleness.observe(float(clocks.lead(worker)))
-        if job.readers:
+            then = partial(self._acknowledge_logged, call, job, session, request)
+            self.journal.push(job, taken, request, blocks, then)
+        if job.readers and type(request) is PushPull:
             self._release(job)
-        if request.step < clocks.since:  # under another staleness: nobody is held to it
+
+    def _acknowledge_logged(self, call: Call, job: JobStore, session: Session, request: Step) -> None:
+        try:
+            job.worker(session)  # it may be out by now
+            self._acknowledge(call, job, session, request)
+        except Exception as error:
+            call.fail_with(error)
+
+    def _acknowledge(self, call: Call, job: JobStore, session: Session, request: Step) -> None:
+        if type(request) is not PushPull:
+            call.reply(Pushed(job.updates))
+        elif request.step < job.clocks.since:  # under another staleness: nobody is held to it
             self._send(call, job, session, request.names, None)
         else:
-            self._send_when_readable(call, job, session, worker, request.names)
+            self._send_when_readable(call, job, session, session.worker or 0, request.names)
 
     # --- who has to wait for others
 
@@ -398,6 +600,8 @@ class Shard:
     def _job(self, session: Session) -> JobStore:
         job = self.jobs.get(session.job or "")
         if job is None:
+            if session.worker is not None:
+                raise fenced(session.worker)  # the job went with a timeline that is over
             raise UnknownJob("join or attach to a job first", field="job", value=session.job)
         return job
 

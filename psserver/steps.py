@@ -9,30 +9,51 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 
 from protocol.connection import Array
 from protocol.errors import BadRequest
-from protocol.messages import Decide, Ended, Pushed, PushPull, Step
+from protocol.messages import Decide, Done, Ended, Epoch, Pulled, Pushed, PushPull, Step
 from psserver.call import Call
 from psserver.jobs import JobStore, Session, fenced
+from psserver.journal import Journal, Taken
 from psserver.metrics import ServerMetrics
+from psserver.sequences import Outcome
+from psserver.sequences import Sequence as Numbered
 from psserver.store.dense import DenseBlock, StepMean
 
-__all__ = ["Send", "Share", "Steps"]
+__all__ = ["Send", "Share", "Steps", "follow"]
 
 Send = Callable[[Call, JobStore, Session | None, Sequence[str], int | None], None]
 """Answers a call with the current values of these tensors, and with a late worker's clock."""
+
+
+def follow(job: JobStore, steps: Steps, epoch: Epoch) -> bool:
+    """Have a job and its steps take a new epoch; return whether what is kept for steps has to be flushed."""
+    kept_steps, since = job.clocks.staleness == 0, job.clocks.since
+    for worker in job.follow(epoch):
+        steps.drop(worker)
+    if epoch.staleness == 0 or kept_steps:
+        steps.begin_at(epoch.since)
+    if epoch.staleness == 0 and not kept_steps:
+        for worker in job.clocks.ahead_of(epoch.since):
+            steps.ended_before(worker)
+    to_be_flushed = kept_steps and (epoch.staleness > 0 or epoch.since > since)
+    if to_be_flushed:
+        steps.complete_open()
+    return to_be_flushed
 
 
 @dataclass(slots=True)
 class Share:
     """What one worker has put into one step; ``call`` waits for the step's end.
 
-    ``lock`` is held while gradients are added in threads, or what they came to is applied.
+    ``lock`` is held while gradients are added in threads, or what they came to is applied. ``taken`` are the
+    requests whose gradients are in it; ``done`` is how far the last one says that the worker's chunk is.
     """
 
     means: dict[str, StepMean] = field(default_factory=dict)
@@ -44,6 +65,12 @@ class Share:
     idle: bool = False
     included: bool = False
     since: float = 0.0
+    taken: list[Taken] = field(default_factory=list)
+    done: Done | None = None
+
+    def has(self, seq: int) -> bool:
+        """Return whether a request's gradients are in it already: it was taken before a restart."""
+        return any(taken.seq == seq for taken in self.taken)
 
 
 class Steps:
@@ -51,6 +78,7 @@ class Steps:
 
     Args:
         job: the job's blocks, clocks and counts.
+        journal: what has to be durable goes there.
         metrics: where updates, waits and dropped gradients are counted.
         threads: where large arrays are added.
         send: answers who waits.
@@ -63,6 +91,7 @@ class Steps:
     def __init__(
         self,
         job: JobStore,
+        journal: Journal,
         metrics: ServerMetrics,
         threads: Executor,
         send: Send,
@@ -70,25 +99,26 @@ class Steps:
     ) -> None:
         self.clock = 0
         self._job = job
+        self._journal = journal
         self._metrics = metrics
         self._threads = threads
         self._send = send
         self._now = now
         self._shares: dict[int, dict[int, Share]] = {}  # by step and worker
-        self._means: dict[str, StepMean] = {}  # of the open step, by tensor
+        self._merged: dict[int, dict[str, StepMean]] = {}  # what is in a step, by step and tensor
         self._decisions: deque[Decide] = deque()
         self._settling = asyncio.Lock()
 
     # --- gradients
 
-    def check(self, worker: int, step: int) -> None:
+    def check(self, worker: int, step: int, seq: int) -> None:
         """Refuse a gradient that no step can take.
 
         Raises:
             BadRequest: the step is not the open one or the next, or the worker has ended it.
         """
         share = self._shares.get(step, {}).get(worker)
-        if step > self.clock + 1 or (share is not None and share.ended):
+        if step > self.clock + 1 or (share is not None and share.ended and not share.has(seq)):
             raise self._no_such_step(step)
 
     def _no_such_step(self, step: int) -> BadRequest:
@@ -97,53 +127,73 @@ class Steps:
         )
 
     async def contribute(
-        self, call: Call, session: Session, worker: int, request: Step, arrays: Sequence[Array]
+        self, call: Call, session: Session, taken: Taken, request: Step, arrays: Sequence[Array]
     ) -> None:
         """Take a worker's gradients; those of a step that is over are dropped."""
-        self._job.worker(session)
+        worker = self._job.worker(session)
+        done, outcome = self._job.sequences[worker].effect(request.seq)
+        if done:  # it was taken before a restart, and has just been applied
+            self._answer_when_durable(call, request, outcome.clock if isinstance(outcome, Pulled) else None)
+            return
         if self._is_kept(request.step) and request.step < self.clock:
             self._late(call, worker, request)
             return
-        share = self._share(request.step, worker)
-        if share.ended:  # by a request that came right before
-            raise self._no_such_step(request.step)
-        share.ended = type(request) is PushPull
-        share.adding += 1
-        try:
-            await self._add_all(share, request, arrays)
-        except Exception:
-            share.ended = share.ended and type(request) is not PushPull
-            raise
-        finally:
-            share.adding -= 1
+        share = self._share(request, worker)
+        if not share.has(request.seq):
+            await self._take(share, taken, request, arrays)
         self._job.worker(session)  # it may be out by now
-        if not self._is_kept(request.step):
-            await self._apply_share(share)  # steps are no longer kept, or begin later
-            self._answer_now(call, request, None)
-        elif request.step < self.clock:
+        if not self._is_kept(request.step) and not share.included:  # steps are no longer kept, or begin later
+            changed = await self._apply_share(share)
+            answer = partial(self._answer_now, call, request, None)
+            self._journal.flushed(self._job, request.step, share, changed, answer)
+        elif self._is_kept(request.step) and request.step < self.clock:
             self._late(call, worker, request)
         elif type(request) is PushPull:
             share.call, share.names = call, request.names
-            share.idle = request.weight == 0
             share.since = self._now()
         else:
             call.reply(Pushed(self._job.updates))
 
+    async def _take(self, share: Share, taken: Taken, request: Step, arrays: Sequence[Array]) -> None:
+        """Add a request's gradients to a share; where that is a promise, return when it is durable.
+
+        The next is added only then: what is logged must hold those gradients alone that the log tells of.
+        """
+        if share.ended:  # by a request that came right before
+            raise self._no_such_step(request.step)
+        ends = type(request) is PushPull
+        share.ended = ends
+        share.adding += 1
+        try:
+            blocks = await self._checked(request, arrays)
+            async with share.lock:
+                for block, array in zip(blocks, arrays, strict=True):
+                    await self._add(share, block.name, array, request.weight)
+                share.taken.append(taken)
+                share.done = request.done or share.done
+                share.idle = ends and request.weight == 0
+                if self._is_kept(request.step) and self._journal.must_remember(request):
+                    await self._journal.share(self._job, share, taken, request)
+        except Exception:
+            share.ended = share.ended and not ends
+            raise
+        finally:
+            share.adding -= 1
+
     def _is_kept(self, step: int) -> bool:
         return self._job.clocks.in_lockstep(step)
 
-    def _share(self, step: int, worker: int) -> Share:
-        if not self._is_kept(step):
-            return Share()  # of no step: it is applied at once
-        return self._shares.setdefault(step, {}).setdefault(worker, Share())
+    def _share(self, request: Step, worker: int) -> Share:
+        if self._is_kept(request.step):
+            return self.share(request.step, worker)
+        kept = self._shares.get(request.step, {}).get(worker)
+        return kept if kept is not None and kept.has(request.seq) else Share()  # of no step: applied at once
 
-    async def _add_all(self, share: Share, request: Step, arrays: Sequence[Array]) -> None:
+    async def _checked(self, request: Step, arrays: Sequence[Array]) -> list[DenseBlock]:
         blocks = [self._job.block(part.name) for part in request.tensors]
         for block, array in zip(blocks, arrays, strict=True):
             await block.check(array, self._threads)
-        async with share.lock:
-            for block, array in zip(blocks, arrays, strict=True):
-                await self._add(share, block.name, array, request.weight)
+        return blocks
 
     async def _add(self, share: Share, name: str, array: Array, weight: float) -> None:
         mean = share.means.get(name)
@@ -153,16 +203,24 @@ class Steps:
             await mean.add(array, weight, self._threads)
 
     def _late(self, call: Call, worker: int, request: Step) -> None:
+        # Not logged: who asks again after a restart is late once more.
         if request.weight:
             self._drop(1)
         self._job.clocks.ended(worker, self.clock - 1)
-        self._answer_now(call, request, self.clock)
+        self._answer_when_durable(call, request, self.clock)
+
+    def _answer_when_durable(self, call: Call, request: Step, clock: int | None) -> None:
+        """Answer when the end of the step, which makes the answer what it is, cannot be forgotten."""
+        self._journal.when_durable(partial(self._answer_now, call, request, clock))
 
     def _answer_now(self, call: Call, request: Step, clock: int | None) -> None:
-        if type(request) is PushPull:
-            self._send(call, self._job, None, request.names, clock)
-        else:
-            call.reply(Pushed(self._job.updates))
+        try:
+            if type(request) is PushPull:
+                self._send(call, self._job, None, request.names, clock)
+            else:
+                call.reply(Pushed(self._job.updates))
+        except Exception as error:
+            call.fail_with(error)
 
     def _drop(self, count: int) -> None:
         self._job.dropped += count
@@ -177,6 +235,11 @@ class Steps:
 
     # --- decisions
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether all that was decided is done."""
+        return not self._decisions and not self._settling.locked()
+
     def decide(self, decision: Decide) -> bool:
         """Take a decision; return whether ``settle`` has to be run for it."""
         open_then = [waiting.step + 1 for waiting in self._decisions if waiting.commit]
@@ -184,6 +247,7 @@ class Steps:
             return False  # it was about a step under another staleness
         for share in self._of(decision):
             share.included = True  # from now on also if the worker dies
+        self._journal.included(self._job, decision)
         self._decisions.append(decision)
         return not self._settling.locked()
 
@@ -192,7 +256,7 @@ class Steps:
         async with self._settling:
             while self._decisions:
                 decision = self._decisions[0]
-                await self._include(decision)
+                await self._merge_included(decision.step)
                 if decision.commit:
                     await self._commit(decision.step)
                 self._decisions.popleft()
@@ -201,38 +265,43 @@ class Steps:
         shares = self._shares.get(decision.step, {})
         return [shares[worker] for worker in decision.workers if worker in shares]
 
-    async def _include(self, decision: Decide) -> None:
-        for share in self._of(decision):
+    async def _merge_included(self, step: int) -> None:
+        """Merge what is in a step: what has just been decided, and what was before a restart."""
+        merged = self._merged.setdefault(step, {})
+        for share in tuple(self._shares.get(step, {}).values()):
+            if not share.included:
+                continue
             means, share.means = share.means, {}  # a decision that comes again finds nothing more
             for name, mean in means.items():
-                if name in self._means:
-                    await self._means[name].merge(mean, self._threads)
+                if name in merged:
+                    await merged[name].merge(mean, self._threads)
                 else:
-                    self._means[name] = mean
+                    merged[name] = mean
 
     async def _commit(self, step: int) -> None:
         """Apply a step's means, all of them or none; open the next step, and answer who waits."""
-        means, self._means = self._means, {}
+        error: Exception | None = None
         try:
-            await self._apply(means)
-        except Exception as error:
-            for share in self._close(step):
-                if share.call is not None:
-                    share.call.fail_with(error)
-            return
-        job, now = self._job, self._now()
-        job.updates += 1
-        self._metrics.updates[job.label] += 1
-        shares = self._close(step)
-        for share in shares:
-            if not share.included and not share.idle:
-                self._drop(1)
-            if share.call is not None:
-                self._answer(share, now)
-        waits = [now - share.since for share in shares if share.call is not None]
-        job.longest_wait = max([job.longest_wait, *waits])
+            changed = await self._apply(self._merged.pop(step, {}))
+        except Exception as failure:
+            error, changed = failure, []
+        shares = self._close(step, applied=error is None)
+        answer = partial(self._answer_all, shares, error, self._now())
+        self._journal.commit(self._job, step, changed, shares, error, answer)
 
-    async def _apply(self, means: dict[str, StepMean]) -> None:
+    def _answer_all(self, shares: Sequence[Share], error: Exception | None, now: float) -> None:
+        """Answer those who have waited for the end of a step, which is durable."""
+        for share in shares:
+            if share.call is None:
+                continue
+            if error is None:
+                self._answer(share, now)
+            else:
+                share.call.fail_with(error)
+        waits = [now - share.since for share in shares if share.call is not None]
+        self._job.longest_wait = max([self._job.longest_wait, *waits])
+
+    async def _apply(self, means: dict[str, StepMean]) -> list[DenseBlock]:
         async with AsyncExitStack() as locks:
             blocks = [self._job.block(name) for name in sorted(means)]
             for block in blocks:
@@ -240,18 +309,48 @@ class Steps:
             fresh = [await self._next_version(block, means[block.name]) for block in blocks]
             for block, values in zip(blocks, fresh, strict=True):
                 block.swap(values)
+        return blocks
 
     async def _next_version(self, block: DenseBlock, mean: StepMean) -> Array:
         return await block.next_version_in_threads(await mean.result(self._threads), self._threads)
 
-    def _close(self, step: int) -> Iterable[Share]:
+    def _close(self, step: int, *, applied: bool) -> list[Share]:
         """End a step and return the shares that were put into it; who is still adding to one is late."""
+        job = self._job
         shares = self._shares.pop(step, {})
         for worker, share in shares.items():
-            if share.ended and worker in self._job.clocks.members:
-                self._job.clocks.ended(worker, step)
+            if share.ended and worker in job.clocks.members:
+                job.clocks.ended(worker, step)
+            if applied and share.included:
+                self._note_done(share)
         self.clock = max(self.clock, step + 1)  # by now steps may begin later, under another staleness
-        return [share for share in shares.values() if (share.ended or share.means) and not share.adding]
+        closed = [share for share in shares.values() if (share.ended or share.means) and not share.adding]
+        if applied:
+            for share in closed:
+                self._applied(share, None if share.included else Pulled(job.updates, (), step + 1))
+            job.updates += 1
+            self._metrics.updates[job.label] += 1
+            self._drop(sum(not share.included and not share.idle for share in closed))
+        return closed
+
+    def _applied(self, share: Share, outcome: Outcome = None) -> None:
+        """Note that the requests of a share are part of the state, answered or not."""
+        for taken in share.taken:
+            numbered = self._live(taken)
+            if numbered is not None:
+                numbered.complete_open(taken.seq, taken.fingerprint, outcome)
+                numbered.applied(taken.seq, outcome)
+
+    def _live(self, taken: Taken) -> Numbered | None:
+        """Return the numbers of the worker whose request this is, unless that incarnation is out."""
+        member = self._job.clocks.members.get(taken.worker)
+        live = member is not None and member.incarnation == taken.incarnation
+        return self._job.sequences[taken.worker] if live else None
+
+    def _note_done(self, share: Share) -> None:
+        if share.done is not None:
+            last = share.taken[-1]
+            self._job.cursors[last.worker, last.incarnation] = share.done
 
     def _answer(self, share: Share, now: float) -> None:
         assert share.call is not None  # noqa: S101 (checked by the caller)
@@ -270,7 +369,7 @@ class Steps:
 
     def ended_before(self, worker: int) -> None:
         """Take note that a worker had ended the open step here when steps were not kept yet."""
-        self._share(self.clock, worker).ended = True
+        self.share(self.clock, worker).ended = True
 
     def drop(self, worker: int) -> None:
         """Forget what a worker that is out has put into steps that do not contain it."""
@@ -287,24 +386,117 @@ class Steps:
     async def flush(self) -> None:
         """Apply all that waits for a step that is not kept any more, each share at once."""
         await self.settle()
-        over = [step for step in self._shares if not self._is_kept(step)]
-        shares = [share for step in over for share in self._shares.pop(step).values()]
-        rest = Share(self._means)
-        self._means = {}
-        for share in (rest, *shares):
-            try:
-                await self._apply_share(share)
-            except Exception as error:
-                if share.call is not None:
-                    share.call.fail_with(error)
-                continue
-            if share.call is not None:
-                self._send(share.call, self._job, None, share.names, None)
+        for step in self._over():
+            await self._flush_step(step)
 
-    async def _apply_share(self, share: Share) -> None:
+    def _over(self) -> list[int]:
+        """Return the steps for which something is kept, although they are not kept any more."""
+        return sorted(step for step in {*self._shares, *self._merged} if not self._is_kept(step))
+
+    async def _flush_step(self, step: int) -> None:
+        await self._merge_included(step)
+        merged, shares = Share(self._merged.pop(step, {})), self._shares.pop(step, {})
+        error = await self._flush_share(step, merged) if merged.means else None
+        for share in shares.values():
+            if error is None or not share.included:
+                await self._flush_share(step, share)
+            elif share.call is not None:
+                share.call.fail_with(error)
+
+    async def _flush_share(self, step: int, share: Share) -> Exception | None:
+        """Apply a share on its own, and return why it cannot be, if so."""
+        try:
+            changed = await self._apply_share(share)
+        except Exception as error:
+            if share.call is not None:
+                share.call.fail_with(error)
+            return error
+        self._journal.flushed(self._job, step, share, changed, partial(self._answer_flushed, share))
+        return None
+
+    def _answer_flushed(self, share: Share) -> None:
+        if share.call is None:
+            return
+        try:
+            self._send(share.call, self._job, None, share.names, None)
+        except Exception as error:
+            share.call.fail_with(error)
+
+    async def _apply_share(self, share: Share) -> list[DenseBlock]:
+        """Apply a share on its own; return the blocks that it has changed."""
         async with share.lock:
             means, share.means = share.means, {}
+            changed = await self._apply(means)
+            self._applied(share)
+            self._note_done(share)
             if means:
-                await self._apply(means)
                 self._job.updates += 1
                 self._metrics.updates[self._job.label] += 1
+            return changed
+
+    # --- what a restart takes up
+
+    @property
+    def merged(self) -> dict[int, dict[str, StepMean]]:
+        """The means of steps as far as they were merged, by step and tensor."""
+        return self._merged
+
+    def shares(self) -> list[tuple[int, int, Share]]:
+        """Return step, worker and share of all that is kept."""
+        return [(step, worker, one) for step, kept in self._shares.items() for worker, one in kept.items()]
+
+    def share(self, step: int, worker: int) -> Share:
+        """Return a worker's share in a step, which is made if need be."""
+        return self._shares.setdefault(step, {}).setdefault(worker, Share())
+
+    def included(self) -> set[int]:
+        """Return the workers that are in the open step for good."""
+        return {worker for worker, share in self._shares.get(self.clock, {}).items() if share.included}
+
+    def complete_open(self) -> None:
+        """Take the requests whose gradients are kept for steps that are not kept any more as done.
+
+        They are going to be applied, so after a restart none of them may be when it is asked for again.
+        """
+        for step, _, share in self.shares():
+            if share.ended and share.call is None and not share.adding and not self._is_kept(step):
+                for taken in share.taken:
+                    numbered = self._live(taken)
+                    if numbered is not None:
+                        numbered.complete_open(taken.seq, taken.fingerprint)
+
+    def restore(self, step: int, worker: int, share: Share) -> None:
+        """Keep a share that was saved."""
+        self._shares.setdefault(step, {})[worker] = share
+
+    def include(self, step: int, worker: int) -> None:
+        """Take note that a share was decided to be in a step."""
+        share = self._shares.get(step, {}).get(worker)
+        if share is not None:
+            share.included = True
+
+    def forget(self, step: int, worker: int, seq: int) -> None:
+        """Forget a share that was applied alone, with this request in it."""
+        kept = self._shares.get(step, {})
+        if worker in kept and kept[worker].has(seq):
+            del kept[worker]
+
+    def replay_commit(self, step: int) -> None:
+        """End a step whose result is known."""
+        self._merged.pop(step, None)
+        for worker, share in self._shares.pop(step, {}).items():
+            if share.ended and worker in self._job.clocks.members:
+                self._job.clocks.ended(worker, step)
+        self.clock = max(self.clock, step + 1)
+
+    def replay_flush(self, step: int) -> None:
+        """Forget what was merged, and applied alone."""
+        self._merged.pop(step, None)
+        for share in self._shares.get(step, {}).values():
+            if share.included:
+                share.means.clear()
+
+    @property
+    def has_to_flush(self) -> bool:
+        """Whether something is kept for a step that is not kept any more."""
+        return bool(self._over())

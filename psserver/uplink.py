@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import protocol
 from protocol.backoff import Backoff
-from protocol.connection import Connection
+from protocol.connection import Array, Connection
 from protocol.documents import WAITS
 from protocol.errors import ConnectionLost, Unreachable
 from protocol.frames import VERSION
-from protocol.messages import Ended, Hello, JoinShard, ShardBeat, ShardJoined
+from protocol.messages import Ended, Hello, JoinShard, Request, ShardBeat, ShardJoined
 from protocol.status import Waits
 
 __all__ = ["Uplink", "UplinkSettings"]
@@ -38,6 +39,7 @@ class Uplink:
         settings: how to join, and how long to try again.
         waits: returns who waits here, for the heartbeat.
         returned: called when the link has been taken up again.
+        holds: returns which cluster's state this shard has, of which timeline, and whether some may be lost.
     """
 
     def __init__(
@@ -45,12 +47,14 @@ class Uplink:
         dial: Callable[[], Awaitable[Connection]],
         settings: UplinkSettings,
         waits: Callable[[], Waits],
-        returned: Callable[[], None],
+        returned: Callable[[ShardJoined], Awaitable[None]],
+        holds: Callable[[], tuple[str, int, bool]],
     ) -> None:
         self._dial = dial
         self._settings = settings
         self._waits = waits
         self._returned = returned
+        self._holds = holds
         self._connection: Connection | None = None
         self._joined: ShardJoined | None = None
 
@@ -92,9 +96,20 @@ class Uplink:
 
     def _offer(self) -> JoinShard:
         offer, joined = self._settings.offer, self._joined
+        cluster, timeline, lost = self._holds()
         if joined is None:
-            return offer
-        return JoinShard(offer.port, offer.host, joined.shard, joined.cluster)
+            return replace(offer, cluster=cluster or None, timeline=timeline, lost=lost)
+        return replace(offer, shard=joined.shard, cluster=joined.cluster, timeline=timeline)
+
+    async def request(self, request: Request, payload: Sequence[Array] = ()) -> tuple[Any, Sequence[Array]]:
+        """Ask the coordinator.
+
+        Raises:
+            PSError: what it answers, or ``ConnectionLost``.
+        """
+        if self._connection is None:
+            raise ConnectionLost("the coordinator is away", field="op", value=request.op)
+        return await self._connection.request(request, payload)
 
     def tell(self, report: Ended) -> None:
         """Tell the coordinator who has ended a step; what it misses is told again when the link is back."""
@@ -110,7 +125,7 @@ class Uplink:
         """
         while True:
             await self._beat()
-            await self._take_up_again()
+            await self._returned(await self.try_to_join())
 
     async def _beat(self) -> None:
         """Send heartbeats until one is not answered."""
@@ -127,18 +142,23 @@ class Uplink:
                 return
             await asyncio.sleep(self._joined.heartbeat)
 
-    async def _take_up_again(self) -> None:
+    async def try_to_join(self) -> ShardJoined:
+        """Join, trying again while the coordinator does not answer.
+
+        Raises:
+            Unreachable: it has not answered for as long as is tried.
+            PSError: it refuses.
+        """
         loop, backoff = asyncio.get_running_loop(), Backoff()
         deadline = loop.time() + self._settings.reconnect_for
-        _log.warning("the link to the coordinator is broken; trying for %g s", self._settings.reconnect_for)
+        _log.warning("the coordinator does not answer; trying for %g s", self._settings.reconnect_for)
         while loop.time() < deadline:
             await asyncio.sleep(backoff.pause(deadline - loop.time()))
             try:
-                await self.join()
+                joined = await self.join()
             except (Unreachable, ConnectionLost) as error:
                 _log.debug("the coordinator does not answer yet: %s", error)
                 continue
             _log.info("the link to the coordinator is back")
-            self._returned()
-            return
+            return joined
         raise Unreachable("the coordinator is gone; this shard cannot go on without it", field="join")

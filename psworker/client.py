@@ -24,7 +24,7 @@ from protocol.addresses import split_address
 from protocol.buffers import BufferPool
 from protocol.connection import Answer, Traffic, check_length
 from protocol.documents import CATALOGUE
-from protocol.errors import BadRequest, Fenced, NotFinite, PSError
+from protocol.errors import BadRequest, Fenced, NotFinite, NotReady, PSError
 from protocol.frames import VERSION
 from protocol.messages import (
     Attach,
@@ -34,6 +34,7 @@ from protocol.messages import (
     Create,
     Created,
     Describe,
+    Done,
     Finish,
     Heartbeat,
     Hello,
@@ -44,6 +45,7 @@ from protocol.messages import (
     Lease,
     Leased,
     Leave,
+    Marker,
     Measure,
     Plan,
     Pull,
@@ -183,8 +185,10 @@ class Client:
         self._token = secrets.token_hex(8)  # for a join that is tried again
         self._beating: asyncio.Task[None] | None = None
         self._beaten: Answer | None = None
+        self._marked = 0  # a checkpoint whose markers are to be sent when there are links
+        self._timeline = 0
         self._work = 0  # leases and finishes numbered so far
-        self._leased: set[Leased] = set()  # by this incarnation
+        self._leased: dict[Leased, int] = {}  # by this incarnation: the numbers of the requests
         self._epoch = 0
         self._fenced = False
         self._idle = True  # nothing was pushed in this step yet
@@ -199,7 +203,9 @@ class Client:
         return Link(address, hello, self.traffic, self.recovery, self._reconnect_for)
 
     async def _enter(self) -> None:
-        self._links = [self._link(self._coordinator, _hello())]
+        self._tensors.clear()  # on another timeline they may be elsewhere
+        coordinator = (self._coordinator, _hello(), self.traffic, self.recovery, self._reconnect_for)
+        self._links = [Link(*coordinator, marked=self._mark)]
         await self._links[0].open()
         if self._settings.observe:
             attached: Attached
@@ -227,15 +233,30 @@ class Client:
         self.job, self.name, self.staleness = joined.job, joined.name, joined.staleness
         self.clock, self._epoch, self._idle, self._work = joined.clock, joined.epoch, True, 0
         self._leased.clear()
+        self._marked = 0
         await self._open_links(joined.shards, _hello(joined.job, joined.worker, joined.incarnation))
 
     async def _open_links(self, addresses: Sequence[str], hello: Hello) -> None:
         self._links[0].hello = hello
         others = [self._link(split_address(address), hello) for address in addresses[1:]]
         self._links += others
+        if self._marked and self.joined is not None:
+            self._send_markers(self._marked)
         if self._beating is None:  # now, for it may take its time until all links are open
             self._beating = asyncio.create_task(self._beat())
         await _settled(asyncio.ensure_future(link.open()) for link in others)
+
+    def _mark(self, checkpoint: int) -> None:
+        """Say to every shard that what comes is after a checkpoint's cut; what was before it was sent."""
+        if self.joined is None or self._fenced:
+            self._marked = checkpoint  # as soon as there are links
+        else:
+            self._send_markers(checkpoint)
+
+    def _send_markers(self, checkpoint: int) -> None:
+        self._marked = 0
+        for link in self._links:
+            link.send_once(partial(_marker, checkpoint)).add_done_callback(_look_at)
 
     async def rejoin(self) -> None:
         """Join again, as a new incarnation, if this worker was declared dead. ``pull`` and ``create`` do so.
@@ -298,6 +319,8 @@ class Client:
         error = answer.exception()
         if isinstance(error, Fenced):
             self._note_fenced(error, incarnation)
+        elif isinstance(error, NotReady):
+            return  # the next one tells more
         elif isinstance(error, PSError):
             for link in self._links:
                 link.fail(error)  # without a coordinator nothing can go on
@@ -362,7 +385,7 @@ class Client:
 
     def _init(self, name: str, spec: Spec, block: Block, attempt: int, flat: Array) -> Answer:
         part = Part(name, spec.dtype, block.stop - block.start)
-        request = Init(name, spec, attempt, (part,))
+        request = Init(name, spec, attempt, (part,), block.start)
         return self._links[block.shard].send(request, (flat[block.start : block.stop],))
 
     async def tensors(self) -> dict[str, TensorInfo]:
@@ -397,7 +420,9 @@ class Client:
         )
         return _read_only(pulls)
 
-    async def push(self, gradients: Mapping[str, npt.ArrayLike], *, weight: float = 1.0) -> None:
+    async def push(
+        self, gradients: Mapping[str, npt.ArrayLike], *, weight: float = 1.0, done: Done | None = None
+    ) -> None:
         """Have the server's optimizer apply ``gradients``; the arrays must not change meanwhile.
 
         At staleness 0 they are counted into this worker's step, which ``push_pull`` or ``step`` ends.
@@ -406,6 +431,7 @@ class Client:
         Args:
             gradients: by tensor name; dtype and shape are the tensor's.
             weight: at staleness 0, the share in the step's mean, for example the number of examples.
+            done: how far a leased chunk is with this; see ``done``.
 
         Raises:
             UnknownTensor, BadTensor, NotFinite: a gradient is not usable. Nothing was changed.
@@ -419,7 +445,7 @@ class Client:
         self._check_not_out()
         answers = self._send_all(
             [
-                _Numbered(shard, partial(_push, tuple(out.parts), self.clock, weight), out.arrays)
+                _Numbered(shard, partial(_push, tuple(out.parts), self.clock, weight, done), out.arrays)
                 for shard, out in plan.items()
             ]
         )
@@ -432,6 +458,7 @@ class Client:
         names: Iterable[str] | None = None,
         *,
         weight: float = 1.0,
+        done: Done | None = None,
     ) -> dict[str, Array]:
         """Push, end this worker's step, and return the new values: one round trip per shard.
 
@@ -443,6 +470,7 @@ class Client:
             gradients: as for ``push``; may be empty.
             names: the tensors to return; None: those that are pushed.
             weight: as for ``push``.
+            done: as for ``push``.
 
         Raises:
             PSError: as ``push`` and ``pull``.
@@ -462,7 +490,7 @@ class Client:
         sent = []
         for shard in range(len(self._links)):
             out, names_there = plan.get(shard, nothing), tuple(pulls.names.get(shard, ()))
-            numbered = partial(_push_pull, tuple(out.parts), names_there, step, weight)
+            numbered = partial(_push_pull, tuple(out.parts), names_there, step, weight, done)
             sent.append(_Numbered(shard, numbered, out.arrays, pulls.into.get(shard, ())))
         answers = self._send_all(sent)
         self._idle = True
@@ -489,13 +517,19 @@ class Client:
     async def lease(self, *, block: bool) -> Leased:
         """Ask for a chunk of data to work on; with ``block``, wait while there is none."""
         self._check_not_out()
-        answer = self._links[0].send(Lease(self._work + 1, block))
+        number = self._work + 1
+        answer = self._links[0].send(Lease(number, block))
         self._work += 1
         leased: Leased
         leased, _ = await self._answer(answer)
         if leased.kind in ("train", "evaluate"):
-            self._leased.add(leased)
+            self._leased[leased] = number
         return leased
+
+    def done(self, leased: Leased, batches: int) -> Done | None:
+        """Return what a push says with which the first ``batches`` mini-batches of a chunk are done."""
+        number = self._leased.get(leased)
+        return None if number is None else Done(number, batches)
 
     async def finish(self, leased: Leased, examples: int, measures: Mapping[str, float]) -> None:
         """Report a leased chunk as done, with means over its examples.
@@ -508,7 +542,7 @@ class Client:
             raise Fenced(
                 "the chunk was leased before this worker joined again", field="chunk", value=leased.chunk
             )
-        self._leased.discard(leased)
+        del self._leased[leased]
         means = tuple(Measure(name, value) for name, value in measures.items())
         work = (leased.kind, leased.epoch, leased.chunk)
         finish = Finish(self._work + 1, *work, examples, means, leased.part)
@@ -528,6 +562,9 @@ class Client:
 
     async def _infos(self, names: Iterable[str]) -> list[TensorInfo]:
         tensors = self._tensors
+        if self._settings.observe and self._links[0].timeline != self._timeline:
+            self._timeline = self._links[0].timeline
+            tensors.clear()  # they may be elsewhere
         if isinstance(names, Mapping):  # no name twice
             try:
                 return [tensors[name] for name in names]
@@ -592,14 +629,24 @@ def _hello(job: str | None = None, worker: int | None = None, incarnation: int |
     return Hello((VERSION,), f"psworker/{protocol.__version__}", job, worker, incarnation)
 
 
-def _push(parts: tuple[Part, ...], step: int, weight: float, seq: int) -> Request:
-    return Push(parts, step, seq, weight)
+def _push(parts: tuple[Part, ...], step: int, weight: float, done: Done | None, seq: int) -> Request:
+    return Push(parts, step, seq, weight, done)
 
 
 def _push_pull(
-    parts: tuple[Part, ...], names: tuple[str, ...], step: int, weight: float, seq: int
+    parts: tuple[Part, ...], names: tuple[str, ...], step: int, weight: float, done: Done | None, seq: int
 ) -> Request:
-    return PushPull(parts, names, step, seq, weight)
+    return PushPull(parts, names, step, seq, weight, done)
+
+
+def _marker(checkpoint: int, seq: int) -> Request:
+    return Marker(seq, checkpoint)
+
+
+def _look_at(answer: Answer) -> None:
+    """Retrieve an error that nobody waits for: the checkpoint is given up without the marker."""
+    if not answer.cancelled():
+        answer.exception()
 
 
 def _read_only(pulls: Pulls) -> dict[str, Array]:

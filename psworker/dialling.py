@@ -9,7 +9,7 @@ from typing import Final
 
 from protocol.backoff import Backoff
 from protocol.connection import Connection, Handler, Traffic, dial
-from protocol.errors import ConnectionLost, Unreachable
+from protocol.errors import ConnectionLost, NotReady, ShuttingDown, Unreachable
 from protocol.messages import Hello
 
 __all__ = ["MAX_PAYLOAD", "greet", "reach"]
@@ -23,7 +23,7 @@ _ANSWER_WITHIN: Final = 5.0  # seconds for the connection and the hello; a hung 
 
 
 async def greet(host: str, port: int, hello: Hello, traffic: Traffic, handler: Handler) -> Connection:
-    """Connect once and say hello.
+    """Connect once and say hello; the connection's ``session`` is the timeline of the server's state.
 
     Raises:
         OSError: nobody answers.
@@ -33,7 +33,8 @@ async def greet(host: str, port: int, hello: Hello, traffic: Traffic, handler: H
         async with asyncio.timeout(_ANSWER_WITHIN):
             connection = await dial(host, port, handler, max_payload=MAX_PAYLOAD, traffic=traffic)
             try:
-                await connection.request(hello)
+                welcome, _ = await connection.request(hello)
+                connection.session = welcome.timeline
             except BaseException:
                 connection.abort()
                 raise
@@ -59,7 +60,7 @@ async def reach(
     while True:
         try:
             return await greet(host, port, hello, traffic, handler)
-        except (OSError, ConnectionLost) as error:
+        except (OSError, ConnectionLost, ShuttingDown, NotReady) as error:
             reason = getattr(error, "strerror", None) or error
             if loop.time() >= deadline:
                 raise Unreachable(

@@ -13,13 +13,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from protocol.addresses import join_address
 from protocol.backoff import Backoff
 from protocol.connection import Answer, Array, Connection, Pending, RefuseAll, Traffic, check_length
-from protocol.errors import ConnectionLost, PSError, ShuttingDown, WireError
-from protocol.messages import Hello, Ping, Request
+from protocol.errors import ConnectionLost, NotReady, PSError, ShuttingDown, WireError
+from protocol.messages import Empty, Hello, Mark, Ping, Request
 from protocol.sequences import UNDER_WAY
 from psworker.dialling import greet, reach
 
@@ -56,9 +56,11 @@ class Link(RefuseAll):
         traffic: where bytes are counted.
         recovery: where reconnects and retries are counted.
         reconnect_for: seconds that a request may take from its first trouble to its answer.
+        marked: called when the server asks for markers of a checkpoint; None: it has no business to.
 
     Attributes:
         hello: may be changed; it is said on the next connection.
+        timeline: of the server's state, as of the last connection.
     """
 
     def __init__(
@@ -68,8 +70,11 @@ class Link(RefuseAll):
         traffic: Traffic,
         recovery: Recovery,
         reconnect_for: float,
+        marked: Callable[[int], None] | None = None,
     ) -> None:
         self.hello = hello
+        self.timeline = 0
+        self._marked = marked
         self._address = address
         self._traffic = traffic
         self._recovery = recovery
@@ -105,8 +110,21 @@ class Link(RefuseAll):
             raise
         self._take(connection)
 
+    def prepare(self, connection: Connection, request: Any) -> Sequence[Array]:
+        """Take nothing but what a coordinator may ask a worker for."""
+        if isinstance(request, Mark) and self._marked is not None:
+            return ()
+        return super().prepare(connection, request)
+
+    def handle(self, connection: Connection, request_id: int, request: Any, arrays: Sequence[Array]) -> None:
+        """Do what the coordinator asks for."""
+        assert self._marked is not None  # noqa: S101 (prepare)
+        self._marked(request.checkpoint)
+        connection.reply(request_id, Empty())
+
     def _take(self, connection: Connection) -> None:
         """Go on with a new connection."""
+        self.timeline = max(self.timeline, connection.session or 0)
         connection.resend = True
         self._connection = connection
         self._taken = self._moved = asyncio.get_running_loop().time()
@@ -218,7 +236,7 @@ class Link(RefuseAll):
             try:
                 async with asyncio.timeout_at(began + self._reconnect_for):
                     connection = await greet(*self._address, self.hello, self._traffic, self)
-            except (OSError, ConnectionLost, ShuttingDown) as error:
+            except (OSError, ConnectionLost, ShuttingDown, NotReady) as error:
                 _log.debug("no answer from %s: %s", self._name, error)
                 continue
             except PSError as error:

@@ -97,10 +97,9 @@ class Trainer:
             self._computing.shutdown(wait=False, cancel_futures=True)
 
     async def _begin(self, initial: Parameters, optimizer: Optimizer) -> None:
-        for name, value in initial.items():
-            if name not in self._names:
-                await self._client.create(name, value, optimizer)
-                self._names = (*self._names, name)
+        for name, value in initial.items():  # also when joining again: what was there may be gone
+            await self._client.create(name, value, optimizer)
+        self._names = tuple(initial)
         await self._pull()
 
     async def _drop_ahead(self) -> None:
@@ -150,31 +149,35 @@ class Trainer:
     async def _train(self, leased: Leased, chunk: Batch) -> None:
         self._ahead = asyncio.create_task(self._fetch(block=False))
         rng = np.random.default_rng((self._seed, leased.epoch, leased.chunk))
-        total = 0.0
+        total = examples = 0.0
         under_way: asyncio.Task[dict[str, npt.NDArray[Any]]] | None = None
         try:
-            for batch in minibatches(chunk, self._batch_size, rng):
+            for number, batch in enumerate(minibatches(chunk, self._batch_size, rng), 1):
                 if self._stopped:
                     return  # the lease goes back when this worker leaves
+                if number <= leased.skip:
+                    continue  # others have done it
                 with self._metrics.phase("compute"):
                     gradients, loss = await self._in(
                         self._computing, gradients_of, self._model, self._parameters, batch
                     )
                 if under_way is not None:
                     self._parameters = await self._pushed(under_way)
-                push = self._client.push_pull(gradients, self._names, weight=len(batch))
+                done = self._client.done(leased, number)
+                push = self._client.push_pull(gradients, self._names, weight=len(batch), done=done)
                 under_way = asyncio.create_task(push)
                 if self._client.staleness != math.inf:
                     self._parameters = await self._pushed(under_way)
                     under_way = None
                 total += loss * len(batch)
+                examples += len(batch)
                 self._count(batch, loss)
             if under_way is not None:
                 self._parameters = await self._pushed(under_way)
         finally:
             if under_way is not None:
                 await asyncio.gather(under_way, return_exceptions=True)
-        measures = {"loss": total / len(chunk)} if len(chunk) else {}
+        measures = {"loss": total / examples} if examples else {}
         await self._client.finish(leased, len(chunk), measures)
 
     async def _pushed(

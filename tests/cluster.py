@@ -5,7 +5,8 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 import msgpack
 import numpy as np
@@ -13,12 +14,13 @@ import numpy.typing as npt
 
 from protocol.connection import Connection, RefuseAll, Traffic, dial
 from protocol.frames import PRELUDE, VERSION, encode_prelude
-from protocol.messages import Hello, Leave
+from protocol.messages import Checkpoint, Checkpointed, Hello, Leave, Restore
 from protocol.status import ClusterStatus, JobStatus
 from protocol.tensors import write_buffers
 from psserver.membership import FailureSettings
+from psserver.persistence import DurabilitySettings
 from psserver.server import Server, ServerSettings
-from psworker.asking import fetch_status
+from psworker.asking import ask, fetch_status
 from psworker.client import Client, connect
 from psworker.sync import SyncClient
 
@@ -60,6 +62,113 @@ class Cluster:
         self.servers.append(server)
         await server.start()
         return server
+
+
+class DurableCluster:
+    """Servers that keep their state, on ports that stay: each can be stopped or killed, and started again.
+
+    Args:
+        directory: of the checkpoints and logs.
+        shards: how many servers there are.
+        separate: each server has a directory of its own, below ``directory``.
+        settings: of all servers.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        shards: int,
+        mode: Literal["snapshot", "log"],
+        *,
+        separate: bool = False,
+        every: float = 0.0,
+        keep: int = 3,
+        **settings: Any,
+    ) -> None:
+        self.shards = shards
+        self.servers: list[Server | None] = [None] * shards
+        self._ports = [0] * shards
+        self._settings = settings
+        urls = [directory / f"server-{number}" if separate else directory for number in range(shards)]
+        self.durability = [DurabilitySettings(mode, str(url), every, keep) for url in urls]
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self._ports[0]}"
+
+    @property
+    def endpoint(self) -> tuple[str, int]:
+        return "127.0.0.1", self._ports[0]
+
+    def __getitem__(self, number: int) -> Server:
+        server = self.servers[number]
+        assert server is not None
+        return server
+
+    async def start(self, *numbers: int) -> None:
+        """Start these servers, or all, in this order, as far as they are not running."""
+        for number in numbers or range(self.shards):
+            if self.servers[number] is None:
+                await self._start(number)
+
+    async def _start(self, number: int) -> None:
+        place = {"join": self.endpoint, "shard": number} if number else {"shards": self.shards}
+        server = Server(
+            ServerSettings(
+                port=self._ports[number], durability=self.durability[number], **place, **self._settings
+            )
+        )
+        self.servers[number] = server
+        address = await server.start()
+        self._ports[number] = int(address.rpartition(":")[2])
+
+    async def stop(self, *numbers: int) -> None:
+        """Stop these servers, or all but the coordinator and then that, as SIGTERM would."""
+        for number in numbers or range(self.shards - 1, -1, -1):
+            server, self.servers[number] = self.servers[number], None
+            if server is not None:
+                await server.stop()
+
+    async def kill(self, *numbers: int) -> None:
+        """End these servers as SIGKILL would, as far as others can see: nothing is said any more."""
+        for number in numbers:
+            server, self.servers[number] = self.servers[number], None
+            if server is not None:
+                await killed(server)
+
+    async def restore(self, url: Path | str, **request: Any) -> Checkpointed:
+        answer: Checkpointed
+        answer, _ = await ask(*self.endpoint, Restore(str(url), **request), within=5.0)
+        return answer
+
+    async def checkpoint(self) -> Checkpointed:
+        answer: Checkpointed
+        answer, _ = await ask(*self.endpoint, Checkpoint(), within=5.0)
+        return answer
+
+
+async def killed(server: Server) -> None:
+    """Have a server in this process be dead: its connections end, and it does nothing more."""
+    if server._listener is not None:
+        server._listener.close()
+    server._stopping = True
+    for connection in tuple(server._connections):
+        connection.abort()
+    server._lead = server._follower = None
+    await server.stop()
+
+
+@asynccontextmanager
+async def durable_cluster(
+    directory: Path, shards: int, mode: Literal["snapshot", "log"] = "snapshot", **settings: Any
+) -> AsyncIterator[DurableCluster]:
+    """A ``DurableCluster`` whose servers have been started; at the end they are dead."""
+    cluster = DurableCluster(directory, shards, mode, **settings)
+    try:
+        await cluster.start()
+        yield cluster
+    finally:
+        await cluster.kill(*range(shards - 1, -1, -1))
 
 
 @asynccontextmanager

@@ -44,19 +44,19 @@ def apply(update: Update, values: Array, gradient: Array) -> bool:
     return True
 
 
-def accumulate(total: Array, gradient: Array, ratio: float) -> bool:
-    """Add ``ratio * gradient`` to ``total``, in place; ``gradient`` is spoilt."""
+def accumulate(total: Array, gradient: Array, out: Array, ratio: float) -> bool:
+    """Make ``out``, which may be one of the two, ``total + ratio * gradient``; no other is changed."""
     for piece in pieces(gradient):
         part = gradient[piece]
         if ratio != 1.0:
-            np.multiply(part, ratio, out=part)
-        np.add(total[piece], part, out=total[piece])
+            part = np.multiply(part, ratio)
+        np.add(total[piece], part, out=out[piece])
     return True
 
 
-def scale(array: Array, factor: float) -> bool:
-    """Multiply ``array`` by ``factor`` in place."""
-    np.multiply(array, factor, out=array)
+def scale(array: Array, out: Array, factor: float) -> bool:
+    """Make ``out``, which may be ``array``, ``factor * array``."""
+    np.multiply(array, factor, out=out)
     return True
 
 

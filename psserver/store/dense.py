@@ -11,18 +11,23 @@ from concurrent.futures import Executor
 from functools import partial
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from protocol.errors import BadRequest, NotFinite
+from protocol.fields import array_decoder, array_encoder
 from protocol.messages import Spec
 from protocol.optimizers import Add, optimizer_from_spec
 from protocol.tensors import DTYPES, all_finite
 from psserver.optimizers import update_of
 from psserver.store.arithmetic import INLINE, accumulate, apply, each_part, scale
 
-__all__ = ["DenseBlock", "StepMean", "check_spec"]
+__all__ = ["DenseBlock", "StepMean", "check_spec", "plain_spec", "spec_from_plain"]
 
 Array = npt.NDArray[Any]
+
+_SPEC_TO_PLAIN = array_encoder(Spec)
+_SPEC_FROM_PLAIN = array_decoder(Spec)
 
 
 def check_spec(spec: Spec, *, averaged: bool) -> None:
@@ -43,26 +48,46 @@ def check_spec(spec: Spec, *, averaged: bool) -> None:
         )
 
 
+def plain_spec(spec: Spec) -> list[Any]:
+    """Return a spec as plain data, which ``spec_from_plain`` takes."""
+    plain: list[Any] = _SPEC_TO_PLAIN(spec)
+    return plain
+
+
+def spec_from_plain(plain: Any) -> Spec:
+    """Return the spec that plain data describe.
+
+    Raises:
+        BadRequest: they describe none.
+    """
+    spec: Spec = _SPEC_FROM_PLAIN(plain, "spec")
+    return spec
+
+
 class DenseBlock:
     """Elements ``start`` to ``stop`` of a tensor.
 
     Attributes:
         name: the tensor's name.
         spec: dtype, shape and optimizer of the whole tensor.
+        plain_spec: the same as plain data.
         values: the current version, 1-d, never written to.
         version: updates applied so far.
         attempt: the attempt at creating the tensor that filled this block.
+        start: the first of its elements in the tensor.
         lock: held by an update that is computed in threads.
     """
 
-    __slots__ = ("_update", "attempt", "lock", "name", "spec", "values", "version")
+    __slots__ = ("_update", "attempt", "lock", "name", "plain_spec", "spec", "start", "values", "version")
 
-    def __init__(self, name: str, spec: Spec, values: Array, attempt: int) -> None:
+    def __init__(self, name: str, spec: Spec, values: Array, attempt: int, start: int = 0) -> None:
         self.name = name
         self.spec = spec
+        self.plain_spec = plain_spec(spec)
         self.values = values
         self.version = 0
         self.attempt = attempt
+        self.start = start
         self.lock = asyncio.Lock()
         self._update = update_of(optimizer_from_spec(spec.optimizer))
 
@@ -107,40 +132,62 @@ class DenseBlock:
 
 
 class StepMean:
-    """The weighted mean of gradients, ``sum(w_i * g_i) / sum(w_i)``, in the first one's memory.
+    """The weighted mean of gradients, ``sum(w_i * g_i) / sum(w_i)``, in the memory of one of them.
 
     Weights are kept relative to the first, so that equal ones, the usual case, cost no multiplication.
     """
 
-    __slots__ = ("_relative", "_sum", "_unit")
+    __slots__ = ("_frozen", "_relative", "_sum", "_unit")
 
-    def __init__(self, gradient: Array, weight: float) -> None:
+    def __init__(self, gradient: Array, weight: float, relative: float = 1.0) -> None:
         self._sum = gradient
         self._unit = weight
-        self._relative = 1.0
+        self._relative = relative
+        self._frozen = False
+
+    def freeze(self) -> tuple[Array, float, float]:
+        """Return sum, unit and relative weight, to make the same mean of; the sum does not change any more.
+
+        What is added later goes elsewhere.
+        """
+        self._frozen = True
+        return self._sum, self._unit, self._relative
+
+    def peek(self) -> tuple[Array, float, float]:
+        """Return the same as ``freeze``; the sum does change when something is added."""
+        return self._sum, self._unit, self._relative
 
     async def add(self, gradient: Array, weight: float, threads: Executor) -> None:
-        """Count another gradient in; its memory is spoilt."""
-        await self._add(gradient, weight / self._unit, 1.0, threads)
+        """Count another gradient in; its memory may be spoilt."""
+        await self._add(gradient, weight / self._unit, 1.0, threads, spare=gradient)
 
     async def merge(self, other: StepMean, threads: Executor) -> None:
-        """Count another mean's gradients in; it is spoilt."""
-        await self._add(other._sum, other._unit / self._unit, other._relative, threads)
+        """Count another mean's gradients in; it may be spoilt."""
+        spare = None if other._frozen else other._sum
+        await self._add(other._sum, other._unit / self._unit, other._relative, threads, spare)
 
-    async def _add(self, gradient: Array, ratio: float, count: float, threads: Executor) -> None:
+    async def _add(
+        self, gradient: Array, ratio: float, count: float, threads: Executor, spare: Array | None
+    ) -> None:
+        out = self._sum
+        if self._frozen:
+            out = np.empty_like(gradient) if spare is None else spare
         add = partial(accumulate, ratio=ratio)
         if gradient.nbytes <= INLINE:
-            add(self._sum, gradient)
+            add(self._sum, gradient, out)
         else:
-            await each_part(threads, add, self._sum, gradient)
+            await each_part(threads, add, self._sum, gradient, out)
+        self._sum, self._frozen = out, False
         self._relative += ratio * count
 
     async def result(self, threads: Executor) -> Array:
-        """Return the mean."""
-        if self._relative != 1.0:
-            factor = 1.0 / self._relative
-            if self._sum.nbytes <= INLINE:
-                scale(self._sum, factor)
-            else:
-                await each_part(threads, partial(scale, factor=factor), self._sum)
-        return self._sum
+        """Return the mean, in memory that is the caller's."""
+        factor = 1.0 / self._relative
+        if factor == 1.0 and not self._frozen:
+            return self._sum
+        out = np.empty_like(self._sum) if self._frozen else self._sum
+        if self._sum.nbytes <= INLINE:
+            scale(self._sum, out, factor)
+        else:
+            await each_part(threads, partial(scale, factor=factor), self._sum, out)
+        return out

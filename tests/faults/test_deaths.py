@@ -20,6 +20,10 @@ from tests.faults.training import (
 
 STALENESS = [0.0, 3.0, math.inf]
 CLUSTER_LOST = 15
+RECONNECT_FOR = 1
+
+# They start many processes and say what may take how long.
+pytestmark = pytest.mark.xdist_group("timed")
 
 
 def chunks_before(rng: random.Random, training: Training) -> int:
@@ -99,14 +103,14 @@ def test_without_a_coordinator_workers_end_with_exit_code_15(tmp_path: Path) -> 
             "--name",
             "late",
             "--reconnect-for",
-            "3s",
+            f"{RECONNECT_FOR}s",
             cwd=tmp_path,
         )
         late.wait_for("late works on job")
         training.servers[0].process.kill()
         began = time.monotonic()
         assert late.exit_code() == CLUSTER_LOST, late.log()
-        assert time.monotonic() - began <= 3 + 5
+        assert time.monotonic() - began <= RECONNECT_FOR + 5
         assert "unknown" in late.log(), "it says that it cannot tell what became of its requests"
         for worker in training.workers.values():
             assert worker.process.poll() is None, "the others have a minute"

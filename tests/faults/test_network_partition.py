@@ -4,6 +4,7 @@ import asyncio
 import random
 import subprocess
 import sys
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -12,11 +13,14 @@ import pytest
 from protocol.status import JobStatus
 from psworker.asking import fetch_status
 from tests.faults.namespaces import Network, PartitionDirection, network
-from tests.faults.training import DEAD_AFTER, HEARTBEAT, WORKERS, write_job
+from tests.faults.training import DEAD_AFTER, HEARTBEAT, LOOK_EVERY, WORKERS, write_job
 from tests.integration.daemons import Daemon
 
 SERVER, FAR = 0, 1  # the machines; workers 0 and 1 are beside the server, 2 and 3 are far
 PORT = 7070
+
+# They start many processes and say what may take how long.
+pytestmark = pytest.mark.xdist_group("timed")
 
 
 def start(net: Network, stack: ExitStack, machine: int, program: str, *flags: str) -> Daemon:
@@ -42,6 +46,7 @@ def start(net: Network, stack: ExitStack, machine: int, program: str, *flags: st
 
 
 def job_status(net: Network) -> JobStatus | None:
+    time.sleep(LOOK_EVERY)
     with net.inside(SERVER):
         status = asyncio.run(fetch_status(net.addresses[SERVER], PORT))
     return next(iter(status.jobs), None)

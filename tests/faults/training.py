@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ EPOCHS = 30
 WORKERS = 4
 HEARTBEAT = 0.5
 DEAD_AFTER = 2.5
+LOOK_EVERY = 0.01  # seconds; each look takes the coordinator's time, and a processor's
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ class Training:
         while (job := self.job_status()) is None or not condition(job):
             for name, worker in self.workers.items():
                 assert worker.process.poll() in (None, 0, -9), f"{name}: {worker.log()}"
+            time.sleep(LOOK_EVERY)
         return job
 
     def until_done(self, chunks: int) -> JobStatus:

@@ -12,6 +12,7 @@ from psctl import LocalCluster
 from psworker.data import Batch
 from psworker.models import SoftmaxRegression
 from psworker.sync import connect
+from tests.integration.points import CLASSES, FEATURES, write_points
 
 RECORDING_MODEL = '''
 import os, pathlib
@@ -36,10 +37,11 @@ def test_staleness_0_equals_one_process(
     monkeypatch.chdir(tmp_path)
     Path("recording.py").write_text(RECORDING_MODEL)
     overrides = (
-        "job.name=replay", 'model.kind="recording:Recording"', "data.chunk-rows=100", "train.epochs=2",
-        "train.batch-size=32", 'eval.every="never"', "train.staleness=0", "optimizer.lr=0.5",
+        "job.name=replay", 'model.kind="recording:Recording"', "data.chunk-rows=50", "train.epochs=4",
+        "train.batch-size=16", 'eval.every="never"', "train.staleness=0", "optimizer.lr=0.5",
     )  # fmt: skip
-    with LocalCluster(servers=servers, workers=workers, overrides=overrides) as cluster:
+    job = write_points(tmp_path)
+    with LocalCluster(servers=servers, workers=workers, job=job, overrides=overrides) as cluster:
         cluster.wait(timeout=100)
         with connect(cluster.address, "replay", observe=True) as ps:
             trained = ps.pull(["w", "b"])
@@ -59,7 +61,7 @@ def replay(directory: Path, lr: float) -> tuple[dict[str, np.ndarray], int]:
     """
     recorded = sorted(directory.glob("batches-*"))
     ranks = [sorted(worker.iterdir()) for worker in recorded]
-    model = SoftmaxRegression(features=64, classes=10)
+    model = SoftmaxRegression(features=FEATURES, classes=CLASSES)
     parameters = {name: value.astype(np.float64) for name, value in model.parameters().items()}
     steps = max(map(len, ranks))
     for step in range(steps):
@@ -110,10 +112,11 @@ def test_staleness_0_stays_correct_while_workers_die_and_come(
     monkeypatch.chdir(tmp_path)
     Path("followed.py").write_text(FOLLOWED_MODEL)
     overrides = (
-        "job.name=followed", 'model.kind="followed:Followed"', "data.chunk-rows=50", "train.epochs=8",
+        "job.name=followed", 'model.kind="followed:Followed"', "data.chunk-rows=50", "train.epochs=16",
         "train.batch-size=25", 'eval.every="never"', "train.staleness=0", "optimizer.lr=0.5",
     )  # fmt: skip
-    with LocalCluster(servers=2, workers=3, overrides=overrides) as cluster:
+    job = write_points(tmp_path)
+    with LocalCluster(servers=2, workers=3, job=job, overrides=overrides) as cluster:
         until_batches(tmp_path, 60)
         victim = cluster.workers[1]
         os.kill(victim.pid, signal.SIGKILL)

@@ -1,21 +1,29 @@
 """Every exit code that exists so far, from real processes, and the message that goes with it."""
 
 import signal
-import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from psctl import LocalCluster
 from tests.integration.daemons import daemons, read_ready_file
+from tests.integration.points import write_points
+from tests.ports import reserved_port
 
 BACKGROUND = ("train.workers=2", "train.epochs=100000")
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """The server of all jobs that never begin, or that have names of their own."""
+    with daemons() as start:
+        yield start.server().addresses()["address"]
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> str:
+    """The path of a job that can be trained."""
+    return str(write_points(tmp_path))
 
 
 def set_flags(*settings: str) -> list[str]:
@@ -49,25 +57,24 @@ def test_2_a_port_that_is_taken() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "says"),
+    ("name", "setting", "says"),
     [
-        (["train.epoch=3"], '"epochs"'),
-        (["model.kind=sofmax"], "softmax"),
-        (["optimizer.name=sdg"], "sdg"),
-        (["optimizer.lr=-1"], "lr"),
+        ("no-such-key", "train.epoch=3", '"epochs"'),
+        ("no-such-model", "model.kind=sofmax", "softmax"),
+        ("no-such-optimizer", "optimizer.name=sdg", "sdg"),
+        ("backwards", "optimizer.lr=-1", "lr"),
     ],
 )
-def test_2_bad_jobs(settings: list[str], says: str) -> None:
+def test_2_bad_jobs(name: str, setting: str, says: str, address: str, job: str) -> None:
     with daemons() as start:
-        address = start.server().addresses()["address"]
-        worker = start.worker(address, *set_flags(*settings))
+        worker = start.worker(address, "--job", job, *set_flags(f"job.name={name}", setting))
         assert worker.exit_code() == 2
         assert says in worker.log()
 
 
 def test_10_no_server() -> None:
-    address = f"127.0.0.1:{free_port()}"
-    with daemons() as start:
+    with reserved_port() as port, daemons() as start:
+        address = f"127.0.0.1:{port}"
         worker = start.worker(address, "--reconnect-for", "100ms", *set_flags("train.epochs=1"))
         server = start.server("--join", address)
         status = start("psctl", "status", "--server", address)
@@ -84,19 +91,20 @@ def test_11_a_server_that_refuses_another_shard() -> None:
         assert "--shards" in second.log()
 
 
-def test_12_another_job_of_the_same_name() -> None:
-    with LocalCluster(servers=1) as cluster, daemons() as start:
-        first = start.worker(cluster.address, *set_flags(*BACKGROUND))
+def test_12_another_job_of_the_same_name(address: str, job: str) -> None:
+    flags = ("--job", job, *set_flags("job.name=same", *BACKGROUND))
+    with daemons() as start:
+        first = start.worker(address, *flags)
         first.wait_for("ready")
-        start.worker(cluster.address, *set_flags(*BACKGROUND)).wait_for("works on job")
-        other = start.worker(cluster.address, *set_flags(*BACKGROUND, "train.batch-size=7"))
+        start.worker(address, *flags).wait_for("works on job")
+        other = start.worker(address, *flags, *set_flags("train.batch-size=7"))
         assert other.exit_code() == 12
-        assert "[train] batch-size is 7 in one and 32 in the other" in other.log()
+        assert "[train] batch-size is 7 in one and 20 in the other" in other.log()
 
 
 def test_12_a_cluster_without_a_job() -> None:
-    with LocalCluster(servers=1) as cluster, daemons() as start:
-        worker = start.worker(cluster.address)
+    with daemons() as start:
+        worker = start.worker(start.server().addresses()["address"])
         assert worker.exit_code() == 12
         assert "--job" in worker.log()
 
@@ -112,24 +120,26 @@ def test_12_a_cluster_without_a_job() -> None:
         ("x,label\n1,2\nnan,3\n", ["train.csv", "line 3", "nan"]),
     ],
 )
-def test_14_data_that_cannot_be_read(content: str | None, says: list[str], tmp_path: Path) -> None:
+def test_14_data_that_cannot_be_read(
+    content: str | None, says: list[str], address: str, tmp_path: Path
+) -> None:
     if content is not None:
         (tmp_path / "train.csv").write_text(content)
-    job = set_flags("job.name=bad", "model.kind=linear", "data.source=train.csv", "eval.holdout=0")
-    with LocalCluster(servers=1) as cluster, daemons() as start:
-        worker = start.worker(cluster.address, *job, cwd=tmp_path)
+    job = set_flags("job.name=unreadable", "model.kind=linear", "data.source=train.csv", "eval.holdout=0")
+    with daemons() as start:
+        worker = start.worker(address, *job, cwd=tmp_path)
         assert worker.exit_code() == 14
         for text in says:
             assert text in worker.log()
 
 
-def test_15_a_server_that_is_gone() -> None:
+def test_15_a_server_that_is_gone(job: str) -> None:
     with daemons() as start:
         coordinator = start.server("--shards", "2")
         address = coordinator.addresses()["address"]
         shard = start.server("--join", address, "--reconnect-for", "500ms")
         shard.addresses()
-        flags = ("--reconnect-for", "500ms", *set_flags(*BACKGROUND))
+        flags = ("--job", job, "--reconnect-for", "500ms", *set_flags(*BACKGROUND))
         workers = [start.worker(address, *flags) for _ in range(2)]
         for worker in workers:
             worker.wait_for("works on job")
@@ -142,21 +152,23 @@ def test_16_a_job_that_diverges(tmp_path: Path) -> None:
     rows = "\n".join(f"{i},{i}" for i in range(1000))
     (tmp_path / "train.csv").write_text(f"x,label\n{rows}\n")
     job = set_flags("job.name=wild", "model.kind=linear", "data.source=train.csv", "optimizer.lr=1e30")
-    with LocalCluster(servers=1) as cluster, daemons() as start:
-        worker = start.worker(cluster.address, *job, cwd=tmp_path)
+    with daemons() as start:
+        server = start.server()
+        worker = start.worker(server.addresses()["address"], *job, cwd=tmp_path)
         assert worker.exit_code() == 16
         assert "NaN or infinity" in worker.log()
-        assert "RuntimeWarning" not in cluster.servers[0].log_tail(200)  # refused, and not warned of as well
+        server.process.terminate()
+        assert "RuntimeWarning" not in server.log()  # refused, and not warned of as well
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_clean_stops(number: signal.Signals, code: int, tmp_path: Path) -> None:
+def test_clean_stops(number: signal.Signals, code: int, job: str, tmp_path: Path) -> None:
     ready = tmp_path / "ready.json"
     with daemons() as start:
         server = start.server("--ready-file", str(ready))
         address = server.addresses()["address"]
-        job = set_flags("train.workers=1", "train.epochs=100000")
-        worker = start.worker(address, "--name", "only", *job)
+        flags = ("--name", "only", "--job", job)
+        worker = start.worker(address, *flags, *set_flags("train.workers=1", "train.epochs=100000"))
         worker.wait_for("works on job")
         content = read_ready_file(ready)
         assert content["address"] == address
@@ -164,10 +176,10 @@ def test_clean_stops(number: signal.Signals, code: int, tmp_path: Path) -> None:
 
         worker.process.send_signal(number)
         assert worker.exit_code() == code
-        server.wait_for("only left job digits")
+        server.wait_for("only left job points")
 
         # The lease came back: whoever comes next goes on with the job.
-        waiting = start.worker(address, "--name", "only", *set_flags("train.workers=2", "job.name=other"))
+        waiting = start.worker(address, *flags, *set_flags("train.workers=2", "job.name=other"))
         waiting.wait_for("ready")
         waiting.process.send_signal(number)  # it waits for a second worker
         assert waiting.exit_code() == code

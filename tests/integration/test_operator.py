@@ -6,8 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -17,10 +19,14 @@ from psctl import LocalCluster
 from psctl.result import result_of
 from psworker.asking import fetch_status
 from psworker.job import load_job
+from tests.integration.points import EPOCHS, ROWS, write_points
 
 ENDLESS = ("train.epochs=1000000", "eval.every=never")
-EPOCHS = 60
-EXAMPLES = EPOCHS * (1797 - 343)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    return write_points(tmp_path)
 
 
 def psctl(cluster: LocalCluster, *arguments: str) -> list[str]:
@@ -40,6 +46,7 @@ def job_when(cluster: LocalCluster, condition: Callable[[JobStatus], bool]) -> J
     """Look, again and again, until the condition holds of the only job."""
     while not (jobs := status_of(cluster).jobs) or not condition(jobs[0]):
         cluster.poll()
+        time.sleep(0.01)  # what looks all the time keeps the cluster from its work
     return jobs[0]
 
 
@@ -50,20 +57,20 @@ def trains(job: JobStatus) -> bool:
 # --- the dial
 
 
-def test_the_dial_is_turned_while_a_job_trains() -> None:
-    with LocalCluster(servers=2, workers=2, overrides=ENDLESS) as cluster:
+def test_the_dial_is_turned_while_a_job_trains(job: Path) -> None:
+    with LocalCluster(servers=2, workers=2, job=job, overrides=ENDLESS) as cluster:
         assert job_when(cluster, trains).staleness == 0
         assert output(cluster, "set", "staleness=3") == (
-            "job digits: stale by at most 3 steps (staleness 3)\n"
+            "job points: stale by at most 3 steps (staleness 3)\n"
         )
-        job = job_when(cluster, lambda job: job.step > 0)
-        assert (job.staleness, job.backup_workers) == (3.0, 0)
-        job_when(cluster, lambda now: now.step > job.step + 10)  # and it goes on
+        turned = job_when(cluster, lambda now: now.step > 0)
+        assert (turned.staleness, turned.backup_workers) == (3.0, 0)
+        job_when(cluster, lambda now: now.step > turned.step + 10)  # and it goes on
 
-        said = output(cluster, "set", "staleness=0", "backup-workers=1", "--job", "digits")
-        assert said == "job digits: synchronous (staleness 0), 1 backup worker\n"
-        job = job_when(cluster, lambda job: job.backup_workers == 1)
-        job_when(cluster, lambda now: now.step > job.step + 10)
+        said = output(cluster, "set", "staleness=0", "backup-workers=1", "--job", "points")
+        assert said == "job points: synchronous (staleness 0), 1 backup worker\n"
+        back = job_when(cluster, lambda now: now.backup_workers == 1)
+        job_when(cluster, lambda now: now.step > back.step + 10)
 
 
 def test_a_job_that_is_not_there_is_not_changed() -> None:
@@ -78,9 +85,9 @@ def test_a_job_that_is_not_there_is_not_changed() -> None:
 # --- looking
 
 
-def test_a_step_that_waits_says_for_whom() -> None:
+def test_a_step_that_waits_says_for_whom(job: Path) -> None:
     patient = ("--heartbeat-interval", "10s", "--dead-after", "100s")
-    with LocalCluster(workers=2, overrides=ENDLESS, server_flags=patient) as cluster:
+    with LocalCluster(workers=2, job=job, overrides=ENDLESS, server_flags=patient) as cluster:
         job_when(cluster, trains)
         os.kill(cluster.workers[1].pid, signal.SIGSTOP)
         try:
@@ -105,8 +112,8 @@ def top(cluster: LocalCluster, *flags: str) -> Iterator["subprocess.Popen[str]"]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
-def test_top_follows_a_job(number: signal.Signals, code: int) -> None:
-    with LocalCluster(workers=1, overrides=ENDLESS) as cluster:
+def test_top_follows_a_job(number: signal.Signals, code: int, job: Path) -> None:
+    with LocalCluster(workers=1, job=job, overrides=ENDLESS) as cluster:
         job_when(cluster, trains)
         with top(cluster, "--format", "json") as process:
             assert process.stdout is not None
@@ -151,18 +158,19 @@ def test_top_on_a_terminal_ends_with_q() -> None:
 
 
 def test_a_synchronous_job_goes_on_without_a_worker_that_was_killed(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, job: Path
 ) -> None:
     quick = ("--heartbeat-interval", "100ms", "--dead-after", "2s")
-    overrides = (f"train.epochs={EPOCHS}",)
-    with LocalCluster(workers=3, overrides=overrides, server_flags=quick) as cluster:
+    with LocalCluster(workers=3, job=job, server_flags=quick) as cluster:
         job_when(cluster, trains)
         os.kill(cluster.workers[2].pid, signal.SIGKILL)
         cluster.wait(timeout=100)
         status = status_of(cluster)
     said = [record.getMessage() for record in caplog.records if record.name.startswith("psctl")]
     assert said == ["worker-2 was killed by SIGKILL; the job goes on without it"]
-    result = result_of(status, load_job(None, overrides))
+    result = result_of(status, load_job(job, ()))
     assert (result.workers, result.died) == (3, 1)
-    assert result.examples == EXAMPLES  # its chunks were done by others, and counted once
+    assert status.jobs[0].progress is not None
+    (held_out,) = {evaluation.examples for evaluation in status.jobs[0].progress.evaluations}
+    assert result.examples == EPOCHS * (ROWS - held_out)  # its chunks were done by others, and counted once
     assert result.metrics["accuracy"] >= 0.95

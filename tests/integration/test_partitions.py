@@ -66,8 +66,17 @@ def train_rows(source: Source, partition: str, part: int) -> int:
     return sum(len(source.read(chunk, "train")) for chunk in mine)
 
 
-@pytest.mark.parametrize("staleness", ["0", "inf"])
-@pytest.mark.parametrize("partition", ["contiguous", "round-robin", "hash:user"])
+@pytest.mark.parametrize(
+    ("partition", "staleness"),
+    [
+        ("contiguous", "0"),
+        pytest.param("contiguous", "inf", marks=pytest.mark.long),
+        pytest.param("round-robin", "0", marks=pytest.mark.long),
+        ("round-robin", "inf"),
+        ("hash:user", "0"),
+        ("hash:user", "inf"),
+    ],
+)
 def test_each_worker_trains_on_its_part_alone(job_file: Path, partition: str, staleness: str) -> None:
     settings = (f"train.workers={WORKERS}", f"train.staleness={staleness}", f"data.partition={partition}")
     job = load_job(job_file, settings)

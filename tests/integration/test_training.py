@@ -24,8 +24,15 @@ def job_status(cluster: LocalCluster) -> JobStatus:
     return job
 
 
-@pytest.mark.parametrize("staleness", ["0", "inf"])
-@pytest.mark.parametrize(("servers", "workers"), [(1, 4), (3, 2)])
+@pytest.mark.parametrize(
+    ("servers", "workers", "staleness"),
+    [
+        (3, 2, "0"),
+        pytest.param(1, 4, "0", marks=pytest.mark.long),
+        pytest.param(3, 2, "inf", marks=pytest.mark.long),
+        (1, 4, "inf"),
+    ],
+)
 def test_a_cluster_learns_the_digits(servers: int, workers: int, staleness: str) -> None:
     overrides = (f"train.staleness={staleness}", f"train.epochs={EPOCHS}")
     with LocalCluster(servers=servers, workers=workers, overrides=overrides) as cluster:
@@ -70,15 +77,15 @@ def check_metrics(metrics: list[Metrics], job: JobStatus, *, synchronous: bool) 
 
 
 def test_psctl_train_prints_its_result_as_json() -> None:
-    command = [sys.executable, "-m", "psctl", "train", "--servers", "3", "--workers", "4", "--format", "json"]
+    command = [sys.executable, "-m", "psctl", "train", "--servers", "1", "--workers", "2", "--format", "json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert (result["job"], result["model"], result["servers"], result["workers"]) == (
         "digits",
         "softmax",
-        3,
-        4,
+        1,
+        2,
     )
     assert result["examples"] == EPOCHS * (ROWS - HELD_OUT)
     assert result["metrics"]["accuracy"] >= 0.95

@@ -98,16 +98,19 @@ def test_a_document_that_announces_much_is_refused(
             document.decode(np.frombuffer(bomb, np.uint8))
 
 
+PLAIN_DURABILITY = ["none", "", 1, None, ""]
+
+
 @pytest.mark.parametrize(
     ("plain", "field"),
     [
         ([], "status"),
         ({"version": "0.1.0"}, "status"),
-        (["0.1.0", 12.5, [], [], []], "status"),
-        ([1, 12.5, [], []], "version"),
-        (["0.1.0", 12.5, [[0, "a", "ready"]], []], "shards"),
-        (["0.1.0", 12.5, [[-1, "a", "ready", 0, 0.0]], []], "shard"),
-        (["0.1.0", 12.5, [[0, "a", "ready", 0, "0"]], []], "heartbeat_age"),
+        (["0.1.0", 12.5, [], []], "status"),
+        ([1, 12.5, [], [], PLAIN_DURABILITY], "version"),
+        (["0.1.0", 12.5, [[0, "a", "ready"]], [], PLAIN_DURABILITY], "shards"),
+        (["0.1.0", 12.5, [[-1, "a", "ready", 0, 0.0, ""]], [], PLAIN_DURABILITY], "shard"),
+        (["0.1.0", 12.5, [[0, "a", "ready", 0, "0", ""]], [], PLAIN_DURABILITY], "heartbeat_age"),
     ],
 )
 def test_a_status_of_another_form_is_refused_with_the_field(plain: object, field: str) -> None:
@@ -143,7 +146,7 @@ PLAIN_EPOCH = ["job", 3, 2.0, 5, [[0, 1, "a", 7]]]
 def test_a_worker_of_another_form_is_refused_with_the_field(worker: list[Any], field: str) -> None:
     job = with_field(PLAIN_JOB, 5, [worker])
     with pytest.raises(BadRequest) as caught:
-        STATUS.decode(np.frombuffer(msgpack.packb(["0.1.0", 12.5, [], [job]]), np.uint8))
+        STATUS.decode(np.frombuffer(msgpack.packb(["0.1.0", 12.5, [], [job], PLAIN_DURABILITY]), np.uint8))
     assert caught.value.field == field
 
 
@@ -161,12 +164,12 @@ def test_a_worker_of_another_form_is_refused_with_the_field(worker: list[Any], f
 )
 def test_a_job_of_another_form_is_refused_with_the_field(job: list[Any], field: str) -> None:
     with pytest.raises(BadRequest) as caught:
-        STATUS.decode(np.frombuffer(msgpack.packb(["0.1.0", 12.5, [], [job]]), np.uint8))
+        STATUS.decode(np.frombuffer(msgpack.packb(["0.1.0", 12.5, [], [job], PLAIN_DURABILITY]), np.uint8))
     assert caught.value.field == field
 
 
 def test_the_plain_forms_above_are_right_but_for_the_one_field() -> None:
-    plain = ["0.1.0", 12.5, [], [PLAIN_JOB]]
+    plain = ["0.1.0", 12.5, [], [PLAIN_JOB], PLAIN_DURABILITY]
     assert STATUS.decode(np.frombuffer(msgpack.packb(plain), np.uint8)).jobs[0].dropped == 4
     assert EPOCH.decode(np.frombuffer(msgpack.packb(PLAIN_EPOCH), np.uint8)).number == 3
 

@@ -57,6 +57,7 @@ def decode(header: bytes) -> Any:
 
 @pytest.mark.parametrize("cls", REQUESTS, ids=named)
 @given(st.data(), ids)
+@settings(max_examples=25)  # of each of some twenty types
 def test_a_request_arrives_as_it_was_sent(cls: type, data: st.DataObject, request_id: int) -> None:
     request = data.draw(instances(cls))
     header = decode_header(encode_request(request_id, request))
@@ -66,6 +67,7 @@ def test_a_request_arrives_as_it_was_sent(cls: type, data: st.DataObject, reques
 
 @pytest.mark.parametrize("cls", REPLIES, ids=named)
 @given(st.data(), ids)
+@settings(max_examples=25)
 def test_a_reply_arrives_as_it_was_sent(cls: type, data: st.DataObject, request_id: int) -> None:
     reply = data.draw(instances(cls))
     header = decode_header(encode_reply(request_id, reply))
@@ -203,7 +205,7 @@ NUMBERED = [cls for cls in REQUESTS if "seq" in {field.name for field in datacla
 
 
 def test_what_counts_once_is_numbered() -> None:
-    assert {cls.op for cls in NUMBERED} == {"push", "push_pull", "lease", "finish"}
+    assert {cls.op for cls in NUMBERED} == {"push", "push_pull", "marker", "lease", "finish"}
 
 
 @pytest.mark.parametrize("cls", NUMBERED, ids=named)

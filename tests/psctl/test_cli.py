@@ -33,12 +33,12 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
 def test_a_new_user_is_told_the_commands(arguments: list[str], capsys: Output) -> None:
     assert cli.main(arguments) == 0
     text = capsys.readouterr().out
-    for command in ("train", "up", "status", "top", "set"):
+    for command in ("train", "up", "status", "top", "set", "inspect"):
         assert f"\n  {command} " in text
         assert f"  psctl {command}" in text
 
 
-@pytest.mark.parametrize("command", ["train", "up", "status", "top", "set"])
+@pytest.mark.parametrize("command", ["train", "up", "status", "top", "set", "inspect"])
 def test_each_command_has_help_with_examples(command: str, capsys: Output) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main([command, "--help"])
@@ -55,7 +55,11 @@ def test_version(capsys: Output) -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "answer"), [("trian", 'did you mean "train"?'), ("xyz", "known: set, status, top, train, up")]
+    ("word", "answer"),
+    [
+        ("trian", 'did you mean "train"?'),
+        ("xyz", "known: checkpoint, inspect, restore, set, status, top, train, up"),
+    ],
 )
 def test_an_unknown_command(word: str, answer: str, capsys: Output) -> None:
     assert cli.main([word]) == 2
@@ -114,17 +118,19 @@ def test_an_unknown_key_of_the_file_is_refused(tmp_path: Path, capsys: Output) -
 
 
 def test_flags_make_the_cluster(monkeypatch: pytest.MonkeyPatch, seen: argparse.Namespace) -> None:
-    cli.main(
-        ["train", "--servers", "3", "--workers", "4", "--job", "a.toml", "--set", "a.b=1", "--set", "c.d=2"]
-    )
+    flags = "--servers 3 --workers 4 --job a.toml --set a.b=1 --set c.d=2"
+    durability = "--checkpoint-dir run --durability log --checkpoint-every 2m"
+    cli.main(["train", *flags.split(), *durability.split()])
     made: list[object] = []
 
-    def local_cluster(*arguments: object, port: int, echo_logs: bool) -> None:
-        made.extend((*arguments, port, echo_logs))
+    def local_cluster(*arguments: object, **settings: object) -> None:
+        made.extend((*arguments, settings))
 
     monkeypatch.setattr("psctl.cluster_flags.LocalCluster", local_cluster)
     cluster_from(seen)
-    assert made == [3, 4, Path("a.toml"), ["a.b=1", "c.d=2"], 0, False]
+    kept = {"checkpoint_dir": "run", "durability": "log", "checkpoint_every": "2m"}
+    settings = {"port": 0, "echo_logs": False, **kept}
+    assert made == [3, 4, Path("a.toml"), ["a.b=1", "c.d=2"], settings]
 
 
 @pytest.mark.parametrize(

@@ -283,7 +283,93 @@ def test_a_cluster_without_workers_has_nothing_to_wait_for(fake_cluster: MakeClu
         cluster.wait(timeout=0.0)
 
 
+# --- servers that are killed and started again
+
+
+def test_a_server_that_was_killed_is_not_missed_and_comes_back(fake_cluster: MakeCluster) -> None:
+    with fake_cluster(2, 1) as cluster:
+        killed = cluster.servers[1]
+        cluster.kill_server(1)
+        assert killed.returncode == -signal.SIGKILL
+        assert not cluster.poll()
+        back = cluster.restart_server(1)
+        assert cluster.servers == (cluster.servers[0], back)
+        assert back is not killed
+        assert back.returncode is None
+        assert not exists(killed.pid)
+        assert not cluster.poll()
+        kill(back)
+        with pytest.raises(ProcessFailed, match="server-1 was killed by SIGKILL"):
+            cluster.poll()  # this time nobody has said so
+    assert all_ended(cluster)
+
+
+def test_a_server_that_died_by_itself_may_be_started_again(fake_cluster: MakeCluster) -> None:
+    with fake_cluster(1, 1) as cluster:
+        kill(cluster.servers[0])
+        cluster.restart_server(0)
+        assert not cluster.poll()
+
+
+def test_a_server_that_runs_is_stopped_before_it_is_started_again(fake_cluster: MakeCluster) -> None:
+    with fake_cluster(1, 1) as cluster:
+        former = cluster.servers[0]
+        cluster.restart_server(0)
+        assert former.returncode == 143
+        assert not cluster.poll()
+
+
+def test_several_servers_may_be_down_at_once(fake_cluster: MakeCluster) -> None:
+    with fake_cluster(3) as cluster:
+        for index in (0, 2):
+            cluster.kill_server(index)
+        assert cluster.poll()  # there are no workers to wait for
+        for index in (2, 0):
+            cluster.restart_server(index, wait=False)
+        cluster.wait_until_ready()
+        assert [server.returncode for server in cluster.servers] == [None, None, None]
+
+
+def test_a_server_comes_back_where_it_was(fake_cluster: MakeCluster) -> None:
+    with fake_cluster(2, port=7070, checkpoint_dir="run", durability="log") as cluster:
+        metrics = cluster.metrics
+        for index in (0, 1):
+            cluster.kill_server(index)
+            cluster.restart_server(index, wait=False)
+        cluster.wait_until_ready()
+        assert cluster.metrics == metrics
+    for server, one in zip(cluster.servers, metrics, strict=True):
+        flags = flags_of(server)
+        assert value(flags, "--port") == "7070"  # what the made-up server has said
+        assert value(flags, "--metrics-port") == one.rpartition(":")[2]
+        assert value(flags, "--checkpoint-dir") == str(Path("run").absolute())
+        assert value(flags, "--shards") == "2"
+
+
 # --- command lines and logs
+
+
+def value(flags: list[str], name: str) -> str:
+    """Return what counts of a flag: the last one."""
+    return flags[len(flags) - flags[::-1].index(name)]
+
+
+def test_servers_are_told_what_outlives_them(fake_cluster: MakeCluster, tmp_path: Path) -> None:
+    cluster = fake_cluster(2, checkpoint_dir=tmp_path, durability="log", checkpoint_every="5s")
+    with cluster:
+        pass
+    assert cluster.checkpoint_dir == str(tmp_path)
+    for server in cluster.servers:
+        flags = " ".join(flags_of(server))
+        assert f"--checkpoint-dir {tmp_path} --durability log --checkpoint-every 5s" in flags
+
+
+@pytest.mark.parametrize(
+    ("place", "named"),
+    [(None, None), ("s3://bucket/run", "s3://bucket/run"), ("run", str(Path("run").absolute()))],
+)
+def test_a_place_as_others_name_it(place: str | None, named: str | None) -> None:
+    assert LocalCluster(checkpoint_dir=place).checkpoint_dir == named
 
 
 def flags_of(child: Child) -> list[str]:
@@ -363,12 +449,12 @@ def test_bytes_that_are_no_text_and_a_line_without_end_are_survived() -> None:
 # --- the end of the parent
 
 PARENT = """
-import signal, sys
+import sys
 from psctl import LocalCluster
 fake = (sys.executable, {fake!r}, "wait")
 with LocalCluster(2, 2, server_command=fake, worker_command=fake) as cluster:
     print("up", flush=True)
-    signal.pause()
+    cluster.wait()
 """
 
 

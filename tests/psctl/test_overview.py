@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from protocol.status import ClusterStatus, ShardStatus, Wait, WorkerStatus
+from protocol.status import (
+    CheckpointStatus,
+    ClusterStatus,
+    DurabilityStatus,
+    ShardStatus,
+    Wait,
+    WorkerStatus,
+)
 from psctl.overview import how_kept_together, overview
 
 MakeStatus = Callable[..., ClusterStatus]
@@ -47,6 +54,43 @@ def test_the_cluster_and_its_servers(make_status: MakeStatus) -> None:
     assert line_of(text, "ready").split() == ["0", "127.0.0.1:7070", "ready", "2.5", "KiB", "-"]
     assert line_of(text, "suspect").split() == ["1", "10.0.0.2:7070", "suspect", "1.0", "GiB", "3.4", "s"]
     assert line_of(text, "joining").split() == ["2", "joining", "0", "B", "-"]
+
+
+@pytest.mark.parametrize(
+    ("durability", "line"),
+    [
+        (DurabilityStatus(), "durability none: nothing outlives the servers"),
+        (DurabilityStatus("log", "/run", 1), "durability log, timeline 1, no checkpoint yet"),
+        (
+            DurabilityStatus("snapshot", "/run", 3, CheckpointStatus(12, 7.4, 0.256, 3 << 20)),
+            "durability snapshot, timeline 3, checkpoint 12 taken 7 s ago, 3.0 MiB in 0.26 s",
+        ),
+        (
+            DurabilityStatus(
+                "snapshot", "/run", 1, CheckpointStatus(9, 3700.0, None, 512)
+            ),  # before a restart
+            "durability snapshot, timeline 1, checkpoint 9 taken 1:01:40 ago, 512 B",
+        ),
+    ],
+)
+def test_what_outlives_the_servers(durability: DurabilityStatus, line: str, make_status: MakeStatus) -> None:
+    lines = drawn(replace(make_status(), durability=durability)).splitlines()
+    assert lines[1] == line
+    assert lines[2].split()[0] == "shard"  # nothing is wrong
+
+
+def test_what_is_wrong_with_it_is_red(make_status: MakeStatus) -> None:
+    shards = (
+        ShardStatus(0, "127.0.0.1:7070", "ready", 1, 0.0),
+        ShardStatus(1, "10.0.0.2:7070", "ready", 1, 0.5, "the update log cannot be written: \x1b[2J"),
+    )
+    durability = DurabilityStatus("log", "/run", 1, None, "checkpoint 3: no marker of a")
+    status = replace(make_status(), shards=shards, durability=durability)
+    text = drawn(status)
+    assert "\nno checkpoint was taken: checkpoint 3: no marker of a\n" in text
+    assert "\nshard 1 refuses updates: the update log cannot be written: \\x1b[2J\n" in text
+    coloured = drawn(status, colours=True)
+    assert coloured.count("\x1b[31mno checkpoint") == coloured.count("\x1b[1;31mshard 1 refuses") == 1
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,7 @@ def test_the_table_names_every_figure(make_status: MakeStatus) -> None:
         console.print(result_table(result_of(make_status(), JOB)))
     text = captured.get()
     assert "died" not in text
+    assert "checkpoint" not in text
     for fact in (
         "digits (softmax)",
         "1 server, 2 workers",

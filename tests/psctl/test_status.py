@@ -53,8 +53,12 @@ def test_json_is_the_whole_status(make_status: MakeStatus, answer: Answer, capsy
             "state": "ready",
             "parameters_bytes": 2560,
             "heartbeat_age": 0.0,
+            "problem": "",
         }
     ]
+    assert found["durability"] == {
+        "mode": "none", "place": "", "timeline": 1, "checkpoint": None, "problem": "",
+    }  # fmt: skip
     assert (job["staleness"], job["backup_workers"], job["waits"]) == ("inf", 1, [])
     assert job["progress"]["evaluations"][1]["means"][1] == {"name": "accuracy", "value": 0.75}
     assert [worker["name"] for worker in job["workers"]] == ["worker-0", "worker-1"]

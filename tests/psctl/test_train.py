@@ -3,19 +3,28 @@ import io
 import json
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from protocol.errors import Unreachable
+from protocol.errors import CheckpointFailed, Unreachable
 from protocol.status import ClusterStatus
 from psctl import LocalCluster, ProcessFailed, cli, train
+from psctl.checkpoint import Taken
+from psctl.screen import Screen
 from psworker.job import load_job
 
 MakeCluster = Callable[..., LocalCluster]
 MakeStatus = Callable[..., ClusterStatus]
 Output = pytest.CaptureFixture[str]
 JOB = load_job(None, ())
+BLIND = Screen(lambda status: None, lambda text: None)
+
+
+async def save(host: str, port: int) -> Taken:
+    """Take a made-up checkpoint."""
+    return Taken(4, "/run/checkpoint-00000004", 100, 0.1)
 
 
 @pytest.fixture
@@ -29,13 +38,14 @@ def trained(
 
         def cluster_from(options: argparse.Namespace) -> LocalCluster:
             vars(seen).update(vars(options))
-            return fake_cluster(1, 1, **daemons)
+            return fake_cluster(1, 1, checkpoint_dir=options.checkpoint_dir, **daemons)
 
         async def fetch_status(host: str, port: int) -> ClusterStatus:
             return make_status(phase="finished", epoch=10, chunks_done=80)
 
         monkeypatch.setattr(train, "cluster_from", cluster_from)
         monkeypatch.setattr(train, "fetch_status", fetch_status)
+        monkeypatch.setattr(train, "take_checkpoint", save)
         return seen
 
     return install
@@ -56,9 +66,10 @@ def test_the_last_status_is_of_a_time_when_workers_are_done_and_servers_are_not(
         returncodes.append(tuple(child.returncode for child in (*cluster.workers, *cluster.servers)))
         return make_status()
 
-    result = train.train(cluster, JOB, shown.append, fetch)
+    result = train.train(cluster, JOB, BLIND._replace(show=shown.append), fetch, save)
     assert returncodes[-1] == (0, 0, None, None)
     assert result.examples == 4500
+    assert result.checkpoint is None  # there is no place for one
     assert shown[0] is None
     assert shown[-1] == make_status()
 
@@ -75,7 +86,7 @@ def test_a_server_that_does_not_answer_is_the_cluster_s_to_explain(fake_cluster:
         raise Unreachable("no server answers")
 
     with pytest.raises(ProcessFailed, match="server-0 ended with exit code 143"):
-        train.train(cluster, JOB, lambda status: None, fetch)
+        train.train(cluster, JOB, BLIND, fetch, save)
 
 
 def test_a_worker_that_is_killed_is_said_and_the_others_finish(
@@ -91,7 +102,7 @@ def test_a_worker_that_is_killed_is_said_and_the_others_finish(
             os.kill(other.pid, signal.SIGUSR1)  # it is done
         return make_status()
 
-    assert train.train(cluster, JOB, lambda status: None, fetch).examples == 4500
+    assert train.train(cluster, JOB, BLIND, fetch, save).examples == 4500
     assert caplog.messages == ["worker-0 was killed by SIGKILL; the job goes on without it"]
 
 
@@ -180,3 +191,153 @@ def test_a_wrong_job_is_refused_before_anything_starts(
     assert "epochs" in capsys.readouterr().err
     assert cli.main(["train", "--job", "no-such-job.toml"]) == 2
     assert "no-such-job.toml" in capsys.readouterr().err
+
+
+# --- with a place for checkpoints
+
+
+def test_a_last_checkpoint_is_taken_while_the_servers_are_there(
+    fake_cluster: MakeCluster, make_status: MakeStatus, tmp_path: Path
+) -> None:
+    cluster = fake_cluster(1, 2, worker="0", checkpoint_dir=tmp_path)
+    returncodes: list[int | None] = []
+
+    async def fetch(host: str, port: int) -> ClusterStatus:
+        return make_status()
+
+    async def save_and_look(host: str, port: int) -> Taken:
+        assert f"{host}:{port}" == cluster.address
+        returncodes.extend(child.returncode for child in (*cluster.workers, *cluster.servers))
+        return await save(host, port)
+
+    result = train.train(cluster, JOB, BLIND, fetch, save_and_look)
+    assert result.checkpoint == "/run/checkpoint-00000004"
+    assert returncodes == [0, 0, None]
+
+
+def test_the_result_names_the_checkpoint(trained: Trained, capsys: Output, tmp_path: Path) -> None:
+    trained(worker="0")
+    assert cli.main(["train", "--format", "json", "--checkpoint-dir", str(tmp_path)]) == 0
+    assert json.loads(capsys.readouterr().out)["checkpoint"] == "/run/checkpoint-00000004"
+    assert cli.main(["train", "--checkpoint-dir", str(tmp_path)]) == 0
+    assert "/run/checkpoint-00000004" in capsys.readouterr().out
+
+
+def test_a_last_checkpoint_that_cannot_be_taken_is_no_success(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch, capsys: Output, tmp_path: Path
+) -> None:
+    async def fail(host: str, port: int) -> Taken:
+        raise CheckpointFailed("the disk is full", field="checkpoint", value=4)
+
+    trained(worker="0")
+    monkeypatch.setattr(train, "take_checkpoint", fail)
+    assert cli.main(["train", "--checkpoint-dir", str(tmp_path)]) == 17
+    err = capsys.readouterr().err
+    assert "checkpoint=4: the disk is full" in err
+    assert f"the same command goes on from what is in {tmp_path}" in err
+
+
+@pytest.mark.parametrize(
+    ("phase", "done", "words"),
+    [
+        ("train", 24, "going on from {}: epoch 3/10, 24/80 chunks done"),
+        ("evaluate", 24, "going on from {}: epoch 3/10, 24/80 chunks done"),
+        ("finished", 80, "digits is finished already in {}: nothing is left to train"),
+        ("train", 0, None),
+    ],
+)
+def test_it_is_said_where_the_job_goes_on(
+    phase: str,
+    done: int,
+    words: str | None,
+    fake_cluster: MakeCluster,
+    make_status: MakeStatus,
+    tmp_path: Path,
+) -> None:
+    statuses: Iterator[ClusterStatus] = iter([make_status(phase=phase, chunks_done=done)])
+    said: list[str] = []
+
+    async def fetch(host: str, port: int) -> ClusterStatus:
+        return next(statuses, make_status(chunks_done=25))  # of what is done later nothing is said
+
+    cluster = fake_cluster(1, 1, worker="0", checkpoint_dir=tmp_path)
+    train.train(cluster, JOB, BLIND._replace(say=said.append), fetch, save)
+    assert [text.partition(". ")[0] for text in said] == ([] if words is None else [words.format(tmp_path)])
+
+
+def test_a_new_job_goes_on_from_nothing(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch, make_status: MakeStatus, capsys: Output, tmp_path: Path
+) -> None:
+    statuses = iter([make_status(progress=None)])
+
+    async def fetch(host: str, port: int) -> ClusterStatus:
+        return next(statuses, make_status(phase="finished"))
+
+    trained(worker="0")
+    monkeypatch.setattr(train, "fetch_status", fetch)
+    assert cli.main(["train", "--checkpoint-dir", str(tmp_path)]) == 0
+    assert "going on" not in capsys.readouterr().out
+
+
+def test_json_keeps_standard_output_for_the_result(trained: Trained, capsys: Output, tmp_path: Path) -> None:
+    trained(worker="0")
+    assert cli.main(["train", "--format", "json", "--checkpoint-dir", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 1
+    assert err.startswith("digits is finished already")
+
+
+@pytest.mark.parametrize(
+    ("worker", "remedy"),
+    [
+        ("15", "the same command goes on from what is in {}"),
+        ("1", "the same command goes on from what is in {}"),
+        ("12", "{} is of a job with other settings"),
+        ("16", None),
+    ],
+)
+def test_what_can_be_done_after_a_failure(
+    worker: str, remedy: str | None, trained: Trained, capsys: Output, tmp_path: Path
+) -> None:
+    trained(worker=worker)
+    cli.main(["train", "--checkpoint-dir", str(tmp_path)])
+    err = capsys.readouterr().err
+    assert (remedy is None) == (str(tmp_path) not in err)
+    assert remedy is None or remedy.format(tmp_path) in err
+
+
+@pytest.mark.parametrize("directory", [True, False])
+def test_an_interrupt_says_how_to_go_on(
+    directory: bool, trained: Trained, monkeypatch: pytest.MonkeyPatch, capsys: Output, tmp_path: Path
+) -> None:
+    def interrupted(cluster: LocalCluster, timeout: float) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    trained()
+    monkeypatch.setattr(LocalCluster, "wait", interrupted)
+    assert cli.main(["train", *(["--checkpoint-dir", str(tmp_path)] if directory else [])]) == 130
+    assert (f"goes on from what is in {tmp_path}" in capsys.readouterr().err) is directory
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["--durability", "log"], "there is no --checkpoint-dir"),
+        (["--durability", "none", "--checkpoint-dir", "run"], "leave --checkpoint-dir away"),
+        (["--durability", "log", "--checkpoint-dir", "s3://b/run"], "a directory of this machine"),
+    ],
+)
+@pytest.mark.parametrize("command", ["up", "train"])
+def test_durability_that_no_server_would_take(
+    command: str, arguments: list[str], problem: str, monkeypatch: pytest.MonkeyPatch, capsys: Output
+) -> None:
+    monkeypatch.setattr("psctl.cluster_flags.LocalCluster", lambda *_, **__: pytest.fail("started"))
+    assert cli.main([command, *arguments]) == 2
+    assert problem in capsys.readouterr().err
+
+
+def test_a_time_that_is_none(capsys: Output) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["train", "--checkpoint-dir", "run", "--checkpoint-every", "5"])
+    assert ended.value.code == 2
+    assert "5s" in capsys.readouterr().err

@@ -6,6 +6,7 @@ from protocol.errors import BadRequest, SpecMismatch, UnknownTensor
 from protocol.messages import Block, Created, Spec
 from protocol.optimizers import SGD, Add, spec_of
 from psserver.catalogue import TensorCatalogue
+from tests.psserver.saved_states import assert_damage_is_refused, through_json
 
 SPEC = Spec("float32", (4,), spec_of(SGD(lr=0.5)))
 BLOCKS = (Block(0, 0, 4),)
@@ -106,6 +107,101 @@ def test_it_is_said_who_waits_for_whom() -> None:
     assert list(catalogue.waits()) == []
 
 
+# --- after a restart
+
+
+def restarted(catalogue: TensorCatalogue[int, int]) -> TensorCatalogue[int, int]:
+    again: TensorCatalogue[int, int] = TensorCatalogue.restored(through_json(catalogue.state()))
+    assert again.state() == catalogue.state()
+    return again
+
+
+def test_what_is_filled_stays_so_and_what_was_being_filled_is_filled_anew() -> None:
+    catalogue: TensorCatalogue[int, int] = TensorCatalogue()
+    for name in ("filled", "filling", "lost"):
+        catalogue.create(name, SPEC, 1, 0, place)
+    catalogue.initialised("filled", 1)
+    catalogue.create("lost", SPEC, 1, 0, place)
+    catalogue.lost(1)
+    catalogue.create("filling", SPEC, 2, 0, place)
+    again = restarted(catalogue)
+    assert list(again) == list(catalogue)
+    assert [info.name for info in again.infos()] == ["filled", "filling", "lost"]
+    assert again.create("filled", SPEC, 3, 0, place) == Created(BLOCKS)
+    with pytest.raises(BadRequest, match="another attempt"):
+        again.initialised("filling", 2)  # of before the restart
+    assert again.create("filling", SPEC, 3, 1, place) == Created(BLOCKS, 3)
+    assert again.create("filling", SPEC, 4, 2, place) is None
+    assert again.create("lost", SPEC, 3, 3, place) == Created(BLOCKS, 3)
+    assert again.initialised("filling", 3) == [(2, Created(BLOCKS))]
+    with pytest.raises(SpecMismatch):
+        again.create("filled", Spec("float64", (4,), SPEC.optimizer), 5, 4, place)
+
+
+def test_the_latest_attempt_is_told() -> None:
+    catalogue: TensorCatalogue[int, int] = TensorCatalogue()
+    for attempt in (1, 2, 3):
+        catalogue.create("w", SPEC, 1, attempt, place)
+        assert catalogue.attempt("w") == attempt
+    with pytest.raises(UnknownTensor):
+        catalogue.attempt("v")
+
+
+def test_a_tensor_may_move() -> None:
+    catalogue: TensorCatalogue[int, int] = TensorCatalogue()
+    catalogue.create("w", SPEC, 1, 0, place)
+    catalogue.initialised("w", 1)
+    there = (Block(2, 0, 1), Block(0, 1, 4))
+    catalogue.move("w", there)
+    assert catalogue.create("w", SPEC, 2, 1, place) == Created(there)
+    assert [info.blocks for info in restarted(catalogue)] == [there]
+    with pytest.raises(UnknownTensor):
+        catalogue.move("v", there)
+
+
+@pytest.mark.parametrize(
+    "blocks",
+    [
+        (),
+        (Block(0, 0, 3),),
+        (Block(0, 0, 5),),
+        (Block(0, 1, 4),),
+        (Block(0, 0, 2), Block(1, 3, 4)),
+        (Block(0, 0, 3), Block(1, 2, 4)),
+        (Block(0, 2, 4), Block(1, 0, 2)),
+        (Block(0, 0, 2), Block(1, 2, 2), Block(2, 2, 4)),
+        (Block(0, 0, 2), Block(0, 2, 4)),
+    ],
+)
+def test_blocks_that_are_not_all_of_a_tensor_are_refused(blocks: tuple[Block, ...]) -> None:
+    catalogue: TensorCatalogue[int, int] = TensorCatalogue()
+    catalogue.create("w", SPEC, 1, 0, place)
+    with pytest.raises(BadRequest, match="all of a tensor") as caught:
+        catalogue.move("w", blocks)
+    assert caught.value.field == "blocks"
+    assert catalogue.infos()[0].blocks == BLOCKS
+    state = catalogue.state()
+    state["tensors"][0][0][2] = [[one.shard, one.start, one.stop] for one in blocks]
+    with pytest.raises(BadRequest, match="all of a tensor"):
+        TensorCatalogue.restored(state)
+
+
+def test_a_state_that_is_not_whole_is_refused_by_name() -> None:
+    catalogue: TensorCatalogue[int, int] = TensorCatalogue()
+    catalogue.create("w", SPEC, 1, 0, place)
+    catalogue.create("b", Spec("float64", (), SPEC.optimizer), 1, 0, lambda _: (Block(1, 0, 1),))
+    catalogue.initialised("b", 1)
+
+    def take_up(state: object) -> object:
+        found: TensorCatalogue[int, int] = TensorCatalogue.restored(state)
+        return found.state()
+
+    assert_damage_is_refused(through_json(catalogue.state()), take_up, at_least=500)
+    twice = {"tensors": catalogue.state()["tensors"] * 2}
+    with pytest.raises(BadRequest, match="each once"):
+        TensorCatalogue.restored(twice)
+
+
 class Asked:
     """Clients of one tensor, and which of their asks is open; each listens to its newest only."""
 
@@ -140,6 +236,13 @@ class Asked:
         for ask, created in self.catalogue.lost(client):
             self.answered(ask, created)
 
+    def restart(self) -> None:
+        """Nobody's former ask is known any more; who still wants the tensor asks again."""
+        asking, self.open = self.open, {}
+        self.catalogue, self.filling = restarted(self.catalogue), None
+        for client, ask in asking.items():
+            self.create(client, ask)
+
     def done(self) -> None:
         self.filled, self.filling = True, None
         for ask, created in self.catalogue.initialised("w", self.attempt):
@@ -147,7 +250,8 @@ class Asked:
 
 
 EVENTS = st.lists(
-    st.tuples(st.sampled_from(["create", "create", "lost", "done", "stale"]), st.integers(0, 3)), max_size=40
+    st.tuples(st.sampled_from(["create", "create", "lost", "done", "stale", "restart"]), st.integers(0, 3)),
+    max_size=40,
 )
 
 
@@ -160,6 +264,8 @@ def test_at_any_time_at_most_one_fills_and_everybody_is_answered(events: list[tu
             asked.create(client, ask)
         elif event == "lost":
             asked.lost(client)
+        elif event == "restart":
+            asked.restart()
         elif event == "done" and asked.filling is not None:
             asked.done()
         elif event == "stale" and asked.attempt > 1 and not asked.filled:

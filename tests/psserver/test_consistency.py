@@ -5,8 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocol.errors import BadRequest
 from protocol.messages import Epoch, Member
 from psserver.consistency import Clocks
+from tests.psserver.saved_states import assert_damage_is_refused, through_json
 
 
 def epoch(staleness: float, begins: Mapping[int, int], *, since: int = 0, again: int = 1) -> Epoch:
@@ -141,6 +143,59 @@ def test_without_workers_there_is_nobody_to_wait_for() -> None:
     assert (clocks.slowest, clocks.furthest) == (7, 7)
 
 
+# --- after a restart
+
+
+def restarted(clocks: Clocks) -> Clocks:
+    again = Clocks.restored(through_json(clocks.state()))
+    assert again.state() == clocks.state()
+    return again
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 7, math.inf])
+def test_after_a_restart_everybody_is_where_it_was(staleness: float) -> None:
+    clocks = Clocks()
+    clocks.follow(epoch(staleness, {2: 5, 0: 4}, since=3))
+    end_steps(clocks, 0, 4)
+    again = restarted(clocks)
+    assert (again.staleness, again.since, again.slowest, again.furthest) == (staleness, 3, 5, 8)
+    assert [(one.worker, one.name, one.incarnation) for one in again.members.values()] == [
+        (2, "w2", 1),
+        (0, "w0", 1),
+    ]
+    for one in (clocks, again):
+        one.follow(epoch(staleness, {0: 4, 1: 8}, since=3))
+        end_steps(one, 1, 2)
+    assert again.state() == clocks.state()
+    again.follow(epoch(staleness, {0: 9}, since=3, again=2))
+    assert again.clock(0) == 9
+
+
+def test_clocks_without_workers_are_restored_too() -> None:
+    clocks = clocks_of(1, 0)
+    end_steps(clocks, 0, 3)
+    clocks.follow(epoch(1, {}))
+    assert (restarted(clocks).slowest, restarted(clocks).furthest) == (0, 3)
+    assert restarted(Clocks()).staleness == math.inf
+
+
+def test_a_state_that_is_not_whole_is_refused_by_name() -> None:
+    clocks = Clocks()
+    clocks.follow(epoch(2, {0: 5, 1: 4}, since=3))
+    state = through_json(clocks.state())
+    assert_damage_is_refused(state, lambda one: Clocks.restored(one).state(), at_least=200)
+    twice = {**state, "members": [state["members"][0]] * 2}
+    for wrong, field in (
+        ({**state, "staleness": "1.5"}, "staleness"),
+        ({**state, "since": 5}, "since"),
+        ({**state, "furthest": 4}, "furthest"),
+        (twice, "members"),
+    ):
+        with pytest.raises(BadRequest, match="not whole") as caught:
+            Clocks.restored(wrong)
+        assert caught.value.field == field
+
+
 class Job:
     """Workers that go on only when they may, beside the clocks that say so."""
 
@@ -202,13 +257,15 @@ EVENT = st.one_of(
     st.tuples(st.just("end"), WORKERS),
     st.tuples(st.just("end"), WORKERS),
     st.tuples(st.just("end"), WORKERS),
-    st.tuples(st.sampled_from(["join", "go"]), WORKERS),
+    st.tuples(st.sampled_from(["join", "go", "restart"]), WORKERS),
 )
 
 
 def happens(job: Job, event: str, worker: int) -> None:
     if event == "join":
         job.joins(worker)
+    elif event == "restart":
+        job.clocks = restarted(job.clocks)
     elif worker not in job.live:
         return
     elif event == "go":

@@ -34,6 +34,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered")
 LARGE = 200_000  # float32 elements: enough for 3 blocks
 
 QUICK = FailureSettings(heartbeat=0.05, dead_after=0.3)
+ENDS_COUNT = FailureSettings(heartbeat=0.05, dead_after=30.0)
+"""Silence is nothing, but whose connection has ended is missed soon."""
 
 
 def silence(client: Client) -> None:
@@ -74,7 +76,7 @@ async def one_step(address: str, name: str, **settings: Any) -> None:
 
 
 async def test_who_gives_up_waiting_is_not_missed() -> None:
-    async with running_cluster(2) as cluster:
+    async with running_cluster(2, failure=ENDS_COUNT) as cluster:
         gone = asyncio.create_task(one_step(cluster.address, "gone", workers=2))
         await cluster.until(lambda s: bool(s.jobs))
         gone.cancel()
@@ -224,7 +226,7 @@ async def test_one_client_may_create_several_times_at_once() -> None:
 
 async def test_the_next_creator_fills_what_the_first_left_half_filled() -> None:
     spec = Spec("float32", (LARGE,), spec_of(Add()))
-    async with running_cluster(3) as cluster, connect(cluster.address) as ps:
+    async with running_cluster(3, failure=ENDS_COUNT) as cluster, connect(cluster.address) as ps:
         async with connected(cluster.address, hello()) as dying:
             await dying.request(JoinRequest("token", "default"))
             created: Created
@@ -425,7 +427,7 @@ async def test_a_chunk_is_counted_once() -> None:
             (a, Leased("train", 1, 99)),
             (a, Leased("evaluate", 1, lease.chunk)),
         ):
-            client._leased.add(leased)  # the client would not ask otherwise
+            client._leased[leased] = 1  # the client would not ask otherwise
             with pytest.raises(BadRequest) as caught:
                 await client.finish(leased, 1, {})
             assert caught.value.field == "chunk"

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocol.errors import BadRequest
 from protocol.messages import Decide, Ended
 from psserver.decisions import StepDecisions
+from tests.psserver.saved_states import assert_damage_is_refused, through_json
 
 
 def report(
@@ -246,6 +248,92 @@ def test_a_step_that_the_dial_cut_short_is_told_as_not_over() -> None:
     ]
 
 
+# --- after a restart
+
+
+def restarted(decisions: StepDecisions, shards: int) -> StepDecisions:
+    again = StepDecisions.restored(through_json(decisions.state()), shards)
+    assert again.state() == decisions.state()
+    assert again.again("job") == decisions.again("job")
+    return again
+
+
+def test_after_a_restart_all_that_was_decided_is_still_so() -> None:
+    decisions = StepDecisions(1)
+    report(decisions, 0, 1)
+    assert decide(decisions, [1]) is not None
+    report(decisions, 0, 2, 3)
+    assert decide(decisions, [2, 3, 4]) is not None
+    decisions = restarted(decisions, 1)
+    assert (decisions.step, decisions.since, decisions.ended_by()) == (1, None, 2)
+    assert (decisions.first_step(2), decisions.first_step(4)) == (2, 1)
+    assert decide(decisions, [2, 3, 4]) is None
+    report(decisions, 0, 2, 3, 4)
+    assert decide(decisions, [2, 3, 4]) == Decide("job", 1, (4,), commit=True)
+
+
+def test_a_step_that_the_dial_cut_short_is_told_after_a_restart() -> None:
+    decisions = StepDecisions(2)
+    for shard in (0, 1):
+        report(decisions, shard, 1)
+    assert decide(decisions, [1, 2]) is not None
+    decisions.begin_at(9)
+    assert len(restarted(decisions, 2).again("job")) == 2
+
+
+def test_until_the_shards_have_reported_again_nobody_idle_outvotes_who_works() -> None:
+    """Worker 0 has nothing to do: known before the restart, and after it when both shards have said so."""
+    decisions = StepDecisions(2)
+    for shard in (0, 1):
+        report(decisions, shard, 0, idle=[0])
+    assert decide(decisions, [0, 1], backup=1) == Decide("job", 0, (0,), commit=False)
+    decisions = restarted(decisions, 2)
+    assert decide(decisions, [0, 1], backup=1) is None
+    report(decisions, 0, 0, idle=[0])
+    assert decide(decisions, [0, 1], backup=1) is None
+    report(decisions, 1, 0, idle=[0])
+    assert decide(decisions, [0, 1], backup=1) is None
+    for shard in (0, 1):
+        report(decisions, shard, 0, 1, idle=[0])
+    assert decide(decisions, [0, 1], backup=1) == Decide("job", 0, (1,), commit=True)
+
+
+def test_after_a_restart_a_step_waits_for_nobody_who_has_died_meanwhile() -> None:
+    decisions = StepDecisions(1)
+    report(decisions, 0, 0)
+    assert decide(decisions, [0, 1]) is not None
+    decisions = restarted(decisions, 1)
+    report(decisions, 0, 0)
+    assert decide(decisions, [0]) == Decide("job", 0, (), commit=True)
+
+
+def test_a_lone_shard_may_know_more_than_was_decided_when_all_was_saved() -> None:
+    decisions = StepDecisions(1)
+    report(decisions, 0, 0)
+    assert decide(decisions, [0, 1]) is not None
+    decisions = restarted(decisions, 1)
+    decisions.resume(4, [1])
+    assert (decisions.step, decisions.waiting_for([0, 1])) == (4, {0})
+    assert decide(decisions, [1]) is None  # whether it had nothing to do is not known yet
+    report(decisions, 0, 1)
+    assert decide(decisions, [0, 1]) is None
+    report(decisions, 0, 0, 1)
+    assert decide(decisions, [0, 1]) == Decide("job", 4, (0,), commit=True)
+
+
+def test_a_state_that_is_not_whole_is_refused_by_name() -> None:
+    decisions = StepDecisions(1)
+    report(decisions, 0, 1)
+    assert decide(decisions, [1]) is not None
+    report(decisions, 0, 1)
+    assert decide(decisions, [1, 2]) is not None
+    state = through_json(decisions.state())
+    assert_damage_is_refused(state, lambda one: StepDecisions.restored(one, 1).state(), at_least=150)
+    with pytest.raises(BadRequest, match="not whole") as caught:
+        StepDecisions.restored({**state, "step": 0}, 1)
+    assert caught.value.field == "before"
+
+
 # --- anything, in any order
 
 
@@ -281,6 +369,7 @@ class FakeShard:
         self.told: deque[Told | Decide] = deque()
         self.tells: deque[Ended] = deque()
         self.means: list[set[Self]] = []  # whose gradients were in each step
+        self.is_told_again = False
 
     def end(self, one: Self, step: int, idle: bool) -> None:
         if step >= self.step and self.live.get(one.worker) == one.incarnation:
@@ -302,7 +391,9 @@ class FakeShard:
                         del shares.ended[one]
             self.report()
             return
-        assert message.step == self.step
+        if message.step != self.step:
+            assert self.is_told_again  # what it knows
+            return
         shares = self.shares.setdefault(self.step, Shares())
         shares.included |= {one for one in shares.ended if one.worker in message.workers}
         if message.commit:
@@ -348,6 +439,14 @@ class Job:
             del self.live[worker]
             self.decide()
             self.announce()
+
+    def restart(self) -> None:
+        """The coordinator is started anew: what was on the wire is lost, and told again."""
+        self.decisions = restarted(self.decisions, len(self.shards))
+        for shard in self.shards:
+            shard.tells.clear()
+            shard.told = deque([*self.decisions.again("job"), Told(dict(self.live))])
+            shard.is_told_again = True
 
     def announce(self) -> None:
         for shard in self.shards:
@@ -429,6 +528,8 @@ class Job:
             self.deliver(shard)
         elif event == "advance":
             self.advance()
+        elif event == "restart":
+            self.restart()
         elif event == "join":
             self.join(worker)
         elif event == "die":
@@ -440,7 +541,7 @@ EVENTS = st.lists(
     st.one_of(
         st.tuples(st.sampled_from(["end", "end", "idle"]), WORKERS, SHARDS),
         st.tuples(st.sampled_from(["end", "end", "end", "hear", "tell", "advance"]), WORKERS, SHARDS),
-        st.tuples(st.sampled_from(["join", "die"]), WORKERS, SHARDS),
+        st.tuples(st.sampled_from(["join", "die", "restart"]), WORKERS, SHARDS),
     ),
     max_size=100,
 )
@@ -450,7 +551,8 @@ EVENTS = st.lists(
 def test_any_history_makes_every_step_once_and_the_same_on_every_shard(
     shards: int, backup: int, events: list[tuple[str, int, int]]
 ) -> None:
-    """Workers end steps shard by shard, die, come back; messages take their time. Then the live go on."""
+    """Workers end steps shard by shard, die, come back; messages take their time; the coordinator is started
+    anew. Then the live go on."""
     job = Job(shards, backup)
     for worker in range(3):
         job.join(worker)

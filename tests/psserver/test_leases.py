@@ -1,6 +1,9 @@
 import itertools
+import math
+import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +13,7 @@ from hypothesis import strategies as st
 from protocol.errors import BadRequest
 from protocol.messages import Finish, Leased, Measure, Plan
 from psserver.leases import Ledger
+from tests.psserver.saved_states import assert_damage_is_refused, through_json
 
 CUT = ("contiguous", "round-robin", "hash:user")
 
@@ -386,6 +390,307 @@ def test_a_partition_that_cannot_be_kept_account_of(settings: dict[str, Any], fi
     assert caught.value.field == field
 
 
+# --- mini-batches that are done already
+
+
+def test_whoever_goes_on_with_a_chunk_leaves_out_what_is_done() -> None:
+    ledger = Ledger(plan(chunks=1, epochs=1), 0.0)
+    leased = ledger.lease(0, 7)
+    assert leased.skip == 0
+    ledger.reached(0, 7, 3)
+    ledger.reached(0, 7, 5)
+    ledger.reached(0, 7, 4)  # told late
+    ledger.give_back(0)
+    assert ledger.lease(1, 1) == replace(leased, skip=5)
+    ledger.reached(1, 1, 8)  # counted from the beginning of the chunk
+    ledger.give_back(1)
+    assert ledger.lease(0, 8) == replace(leased, skip=8)
+    ledger.give_back(0)  # without having done anything
+    again = ledger.lease(2, 1)
+    assert again == replace(leased, skip=8)
+    ledger.finish(2, done(again), 0.0)
+    assert ledger.finished
+
+
+@pytest.mark.parametrize("whose", ["another's", "of another request", "given back", "finished"])
+def test_what_is_said_of_no_lease_is_not_noted(whose: str) -> None:
+    ledger = Ledger(plan(chunks=2, epochs=1), 0.0)
+    leased = ledger.lease(0, 7)
+    match whose:
+        case "another's":
+            ledger.reached(1, 7, 3)
+        case "of another request":
+            ledger.reached(0, 6, 3)
+        case "given back":
+            ledger.give_back(0)
+            ledger.reached(0, 7, 3)
+        case "finished":
+            ledger.finish(0, done(leased), 0.0)
+            ledger.reached(0, 7, 3)
+    ledger.give_back(0)
+    assert {ledger.lease(2).skip for _ in range(3)} == {0}
+
+
+def test_of_several_leases_the_one_that_is_meant_gets_on() -> None:
+    ledger = Ledger(plan(chunks=3, epochs=1), 0.0)
+    leases = [ledger.lease(0, number) for number in (1, 2, 3)]
+    ledger.reached(0, 2, 4)
+    ledger.give_back(0)
+    assert [ledger.lease(1) for _ in leases] == [leases[0], replace(leases[1], skip=4), leases[2]]
+
+
+def test_an_evaluation_has_no_mini_batches() -> None:
+    ledger = Ledger(plan(chunks=1, epochs=1, every=1), 0.0)
+    ledger.finish(0, done(ledger.lease(0)), 0.0)
+    leased = ledger.lease(0, 5)
+    ledger.reached(0, 5, 3)
+    ledger.give_back(0)
+    assert (leased.kind, ledger.lease(1)) == ("evaluate", leased)
+
+
+def test_each_chunk_of_each_epoch_begins_at_its_beginning() -> None:
+    ledger = Ledger(plan(chunks=1, epochs=2), 0.0)
+    ledger.lease(0, 1)
+    ledger.reached(0, 1, 5)
+    ledger.give_back(0)
+    first = ledger.lease(0, 2)
+    ledger.finish(0, done(first), 0.0)
+    assert (first.skip, ledger.lease(0, 3).skip) == (5, 0)
+
+
+@pytest.mark.parametrize("measured", [[True, False, True], [False, True, True], [True, True, False]])
+def test_a_chunk_of_which_nothing_was_left_to_measure_does_not_count_in_the_loss(
+    measured: list[bool],
+) -> None:
+    """Whoever did its mini-batches has gone without a report; who finished it has trained on nothing."""
+    ledger = Ledger(plan(chunks=3, epochs=1), 0.0)
+    for loss in measured:
+        ledger.finish(0, done(ledger.lease(0), 10, **({"loss": 4.0} if loss else {})), 0.0)
+    progress = ledger.progress(0.0)
+    assert (progress.train_examples, progress.train_loss) == (30, 4.0)
+
+
+# --- when all workers are gone at once
+
+
+def test_who_has_something_that_others_could_have_is_known() -> None:
+    ledger = joined(plan(chunks=4, epochs=1, partition="contiguous", parts=2), 3)
+    assert ledger.holders() == {0, 1}
+    ledger.give_back(0)
+    leased = ledger.lease(2)  # of the part without an owner
+    assert ledger.holders() == {1, 2}
+    ledger.finish(2, done(leased), 0.0)
+    assert ledger.holders() == {1}
+    ledger.forget_workers()
+    assert ledger.holders() == set()
+
+
+@pytest.mark.parametrize("partition", ["leases", *CUT])
+def test_without_its_workers_a_ledger_has_all_that_is_undone_and_no_owners(partition: str) -> None:
+    cut = plan(chunks=6, epochs=1, partition=partition, parts=2)
+    ledger = joined(cut, 3)
+    undone = Counter((leased.chunk, leased.part) for worker in range(3) for leased in taken(ledger, worker))
+    finished = ledger.lease(0)
+    assert finished.kind == "wait"
+    ledger.forget_workers()
+    assert ledger.leases() == Counter()
+    assert Counter((leased.chunk, leased.part) for leased in taken(ledger, 9)) == undone
+
+
+def test_who_comes_back_after_all_were_gone_gets_its_part_back() -> None:
+    ledger = joined(plan(chunks=3, epochs=1, partition="contiguous", parts=3), 3)
+    ledger.forget_workers()
+    ledger.join(1)
+    assert ledger.lease(1).chunk == 1
+
+
+# --- after a restart
+
+
+def restarted(ledger: Ledger, now: float = 100.0, later: float = 7.0) -> Ledger:
+    again = Ledger.restored(ledger.plan, through_json(ledger.state(now)), later)
+    assert again.state(later) == ledger.state(now)
+    return again
+
+
+def test_time_in_which_nothing_ran_is_not_counted() -> None:
+    ledger = Ledger(plan(chunks=1, epochs=1), now=1000.0)
+    ledger = restarted(ledger, now=1005.0, later=3.0)
+    assert ledger.progress(4.0).seconds == 6.0
+    ledger.finish(0, done(ledger.lease(0)), 5.0)
+    ledger = restarted(ledger, now=77.0, later=20_000.0)
+    assert ledger.finished
+    assert ledger.progress(30_000.0).seconds == 7.0
+
+
+def test_measures_that_are_no_numbers_survive() -> None:
+    ledger = Ledger(plan(chunks=2, epochs=2, every=1), 0.0)
+    ledger.finish(0, done(ledger.lease(0), 2, loss=math.nan), 0.0)
+    ledger = restarted(ledger)
+    ledger.finish(0, done(ledger.lease(0), 2, loss=1.0), 0.0)
+    assert math.isnan(restarted(ledger).progress(0.0).train_loss or 0.0)
+    for _ in range(2):
+        ledger.finish(0, done(ledger.lease(0), 1, loss=-math.inf, accuracy=0.1), 0.0)
+    (evaluation,) = restarted(ledger).progress(0.0).evaluations
+    assert {mean.name: mean.value for mean in evaluation.means} == {"loss": -math.inf, "accuracy": 0.1}
+
+
+class Course:
+    """What happens to a ledger, as seeds say; ``answers`` are all that it has said."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.held: dict[int, list[Leased]] = {}
+        self.numbers: Counter[int] = Counter()
+        self.answers: list[Any] = []
+
+    def go_on(self, rng: random.Random, events: int) -> None:
+        for _ in range(events):
+            worker, now = rng.randrange(WORKERS), rng.randrange(64) / 64  # exact in any sum
+            happens = rng.choice(
+                [self._join, *[self._lease] * 4, *[self._finish] * 4, self._reach, self._die]
+            )
+            happens(worker, rng.randrange(10), now)
+            self.answers.append((self.ledger.leases(), replace(self.ledger.progress(0.0), seconds=0.0)))
+
+    def _join(self, worker: int, _: int, now: float) -> None:
+        self.ledger.join(worker)
+
+    def _lease(self, worker: int, _: int, now: float) -> None:
+        self.numbers[worker] += 1
+        leased = self.ledger.lease(worker, self.numbers[worker])
+        self.answers.append(leased)
+        if leased.kind in ("train", "evaluate"):
+            self.held.setdefault(worker, []).append(leased)
+
+    def _finish(self, worker: int, draw: int, now: float) -> None:
+        held = self.held.get(worker)
+        if held:
+            self.ledger.finish(worker, done(held.pop(draw % len(held)), draw, loss=draw / 7, x=now), now)
+
+    def _reach(self, worker: int, draw: int, now: float) -> None:
+        self.ledger.reached(worker, self.numbers[worker], draw)
+
+    def _die(self, worker: int, draw: int, now: float) -> None:
+        self.held.pop(worker, None)
+        if draw:
+            self.ledger.give_back(worker)
+        else:
+            self.held.clear()
+            self.ledger.forget_workers()
+
+    def copy(self) -> "Course":
+        found = Course(restarted(self.ledger))
+        found.held = {worker: list(held) for worker, held in self.held.items()}
+        found.numbers = self.numbers.copy()
+        return found
+
+
+def some_plan(rng: random.Random) -> Plan:
+    partition = rng.choice(["leases", *CUT])
+    return plan(rng.randint(1, 9), rng.randint(1, 4), rng.randint(0, 3), 0, partition, rng.randint(1, 4))
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_a_ledger_that_was_restored_goes_on_as_if_nothing_had_happened(seed: int) -> None:
+    rng = random.Random(seed)
+    before = Course(Ledger(some_plan(rng), 0.0))
+    before.go_on(rng, rng.randrange(120))
+    after = before.copy()
+    before.answers.clear()
+    before.go_on(random.Random(seed), 120)
+    after.go_on(random.Random(seed), 120)
+    assert after.answers == before.answers
+    saved, again = before.ledger.state(50.0), after.ledger.state(50.0)
+    for state in (saved, again):
+        del state["seconds"], state["took"]
+    assert again == saved
+
+
+def some_state(partition: str) -> tuple[Plan, Any]:
+    """A ledger of which each piece of the state is there."""
+    cut = plan(6, 4, 2, partition=partition, parts=2)
+    ledger = joined(cut, 2)
+    while ledger.progress(0.0).phase == "train":
+        for worker in (0, 1):
+            leased = ledger.lease(worker)
+            if leased.kind == "train":
+                ledger.finish(worker, done(leased, 2, loss=0.5), 0.0)
+    for _ in range(cut.chunks):
+        ledger.finish(0, done(ledger.lease(0), 2, loss=0.5), 0.0)
+    for number in (1, 2, 3):
+        ledger.lease(0, number)
+    ledger.finish(1, done(ledger.lease(1, 1), 2, loss=0.5), 0.0)
+    ledger.lease(1, 2)
+    ledger.reached(0, 2, 3)
+    ledger.give_back(0)
+    ledger.lease(1, 3)
+    return cut, through_json(ledger.state(3.0))
+
+
+@pytest.mark.parametrize("partition", ["leases", "contiguous", "hash:user"])
+def test_a_state_that_is_not_whole_is_refused_by_name(partition: str) -> None:
+    cut, state = some_state(partition)
+    filled = ["train_loss", "train", "evaluations", "parts", "leases", "skips"]
+    assert all(state[name] for name in filled)
+    assert bool(state["formerly"]) == (partition != "leases")
+    assert_damage_is_refused(state, lambda one: Ledger.restored(cut, one, 3.0).state(3.0), at_least=1000)
+
+
+def without(state: Any, what: str) -> Any:
+    """The state with one piece of work left out, or there twice."""
+    state = through_json(state)
+    match what:
+        case "a lease":
+            del state["leases"][0]
+        case "a queued chunk":
+            del state["parts"][0][2][0][1][0]
+        case "a chunk twice":
+            chunks = state["parts"][0][2][0][1]
+            chunks[0] = chunks[1]
+        case "a leased chunk that is queued":
+            state["leases"][0][2] = state["parts"][0][2][0][1][0]
+        case "a chunk that counts as done":
+            state["trained"] += 1
+        case "a skip of what is not queued":
+            state["skips"][0][1] = state["leases"][0][2]
+        case "an evaluation meanwhile":
+            state["evaluation"] = [0]
+        case "the end":
+            state["took"] = 1.0
+        case "half of the parts":
+            state["parts"].pop()
+    return state
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "a lease",
+        "a queued chunk",
+        "a chunk twice",
+        "a leased chunk that is queued",
+        "a chunk that counts as done",
+        "a skip of what is not queued",
+        "an evaluation meanwhile",
+        "the end",
+        "half of the parts",
+    ],
+)
+def test_accounts_that_do_not_add_up_are_refused(what: str) -> None:
+    cut, state = some_state("contiguous")
+    Ledger.restored(cut, state, 0.0)
+    with pytest.raises(BadRequest, match="not whole"):
+        Ledger.restored(cut, without(state, what), 0.0)
+
+
+def test_a_state_of_another_plan_is_refused() -> None:
+    cut, state = some_state("contiguous")
+    for other in (replace(cut, chunks=7), replace(cut, epochs=3), replace(cut, parts=3)):
+        with pytest.raises(BadRequest, match="not whole"):
+            Ledger.restored(other, state, 0.0)
+
+
 # --- any order of events
 
 PLANS = st.builds(
@@ -409,6 +714,9 @@ class Oracle:
         self.parts: dict[int, int] = {}  # of live workers
         self.formerly: dict[int, int] = {}
         self.held: dict[int, list[Leased]] = {worker: [] for worker in range(WORKERS)}
+        self.numbers: Counter[int] = Counter()  # of requests
+        self.newest: dict[int, Leased] = {}  # what the last one got
+        self.batches: Counter[Leased] = Counter()  # mini-batches done
         self.done: Counter[Leased] = Counter()
         self.all = self._all_work()
 
@@ -444,16 +752,37 @@ class Oracle:
     def lease(self, worker: int) -> None:
         open_ = self._open()
         may = {leased for leased in open_ if self._may(worker, leased)}
-        leased = self.ledger.lease(worker)
+        self.numbers[worker] += 1
+        given = self.ledger.lease(worker, self.numbers[worker])
+        leased = replace(given, skip=0)
         if leased.kind == "finished":
             assert self.all == set(self.done)
         elif leased.kind == "wait":
             assert not may  # nobody waits while there is something for it to do
         else:
             assert leased in may
+            assert given.skip == self.batches[leased]
             # What is of an earlier epoch comes first, and in one epoch its own.
             assert self._rank(worker, leased) == min(self._rank(worker, other) for other in may)
             self.held[worker].append(leased)
+        self.newest[worker] = leased
+
+    def get_on(self, worker: int) -> None:
+        """The newest lease of a worker gets on."""
+        leased = self.newest.get(worker)
+        if leased is not None and leased in self.held[worker]:
+            self.batches[leased] += leased.kind == "train"
+            self.ledger.reached(worker, self.numbers[worker], self.batches[leased])
+
+    def restart(self, _: int) -> None:
+        self.ledger = restarted(self.ledger)
+
+    def all_die(self, _: int) -> None:
+        self.ledger.forget_workers()
+        for worker in self.held:
+            self.held[worker] = []
+        self.formerly |= self.parts
+        self.parts.clear()
 
     def _open(self) -> set[Leased]:
         """What is neither done nor leased and not of a later phase than the one that is not over."""
@@ -481,11 +810,22 @@ class Oracle:
 
 @given(plan=PLANS, data=st.data())
 def test_any_interleaving_does_all_work_exactly_once(plan: Plan, data: st.DataObject) -> None:
-    """Workers join, lease, finish, and go away in any order."""
+    """Workers join, lease, finish, and go away in any order, and the ledger is restored now and then."""
     oracle = Oracle(plan)
     workers = st.integers(0, WORKERS - 1)
     events = st.sampled_from(
-        [oracle.lease, oracle.lease, oracle.finish, oracle.finish, oracle.join, oracle.die]
+        [
+            *(
+                oracle.lease,
+                oracle.lease,
+                oracle.lease,
+                oracle.finish,
+                oracle.finish,
+                oracle.join,
+                oracle.die,
+            ),
+            *(oracle.get_on, oracle.get_on, oracle.restart, oracle.all_die),
+        ]
     )
     for worker in range(data.draw(workers, label="first")):
         oracle.join(worker)

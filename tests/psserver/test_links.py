@@ -5,6 +5,7 @@ import gc
 import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -104,8 +105,10 @@ async def shard_by_hand(
 ) -> AsyncIterator[ShardByHand]:
     """A shard that joins, or the ``former`` one that comes back."""
     found = ShardByHand(answers=answers)
-    number, name = (former.shard, former.cluster) if former else (shard, None)
-    await found.join(cluster, JoinShard(1234, "shard.example", number, name))
+    offer = JoinShard(1234, "shard.example", shard)
+    if former is not None:
+        offer = replace(offer, shard=former.shard, cluster=former.cluster, timeline=former.timeline)
+    await found.join(cluster, offer)
     try:
         yield found
     finally:

@@ -1,13 +1,17 @@
 import itertools
+import math
 from collections.abc import Sequence
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.errors import BadRequest, Fenced
-from protocol.messages import Heartbeat
+from protocol.messages import Empty, Heartbeat
+from psserver.call import Call
 from psserver.membership import FailureSettings, Membership, Worker
+from tests.psserver.saved_states import assert_damage_is_refused, through_json
 
 SETTINGS = FailureSettings(heartbeat=1.0, dead_after=5.0, hung_after=60.0)
 
@@ -419,12 +423,218 @@ def test_what_is_kept_of_those_who_are_gone_is_bounded(again: bool) -> None:
     assert workers.get(back.id, back.incarnation) is back
 
 
+# --- when everybody is out at once, and what may have been forgotten
+
+
+@pytest.mark.parametrize("needed", [1, 3])
+def test_everybody_is_out_at_once_and_may_come_back(needed: int) -> None:
+    workers = membership(needed)
+    a, b = join(workers, "a"), join(workers, "b")
+    before = workers.epoch
+    workers.all_out()
+    assert workers.epoch > before
+    assert is_out(workers, a)
+    assert is_out(workers, b)
+    assert (workers.live(), workers.waiting(), workers.started) == ([], [], needed == 1)
+    back = join(workers, "a")
+    assert (back.id, back.incarnation) == (a.id, 2)
+    assert back.state == ("training" if needed == 1 else "waiting")
+
+
+def test_that_nobody_is_left_is_a_new_epoch_too() -> None:
+    workers = membership()
+    before = workers.epoch
+    workers.all_out()
+    assert workers.epoch == before + 1
+
+
+def test_no_incarnation_is_below_the_first() -> None:
+    workers = Membership(1, SETTINGS, first_incarnation=100)
+    new = join(workers, "new")
+    assert new.incarnation == 100
+    workers.leave(new, 0)
+    assert join(workers, "new").incarnation == 101
+    workers.first_incarnation = 1000
+    workers.all_out()
+    assert [join(workers, name).incarnation for name in ("new", "newer")] == [1000, 1000]
+
+
+@pytest.mark.parametrize("seen", [0, 1, 4])
+def test_what_was_issued_and_forgotten_is_not_issued_again(seen: int) -> None:
+    """The disk knows of the first few changes only; those after them were lost with the power."""
+    workers, told = membership(), []
+    saved = None
+    for number, name in enumerate(["a", "b", "a", "c", "a", "d"]):
+        if number == seen:
+            saved = through_json(workers.state())
+        worker = join(workers, name)
+        told.append((worker.id, worker.incarnation))
+        if name == "a":
+            workers.leave(worker, 0)
+    epochs = workers.epoch
+    again = Membership.restored(saved, SETTINGS, 0.0)
+    again.skip_incarnations(1000)
+    again.all_out()
+    assert again.epoch > epochs  # or the shards would ignore it
+    for name in "dcba":
+        worker = join(again, name)
+        assert (worker.id, worker.incarnation) not in told
+
+
+def test_incarnations_that_are_left_out_are_those_after_the_highest_known() -> None:
+    workers = membership()
+    for _ in range(4):
+        worker = join(workers, "a")
+        workers.leave(worker, 0)
+    workers.skip_incarnations(2)
+    assert [join(workers, name).incarnation for name in "ab"] == [6, 6]
+
+
+# --- after a restart
+
+
+def restarted(workers: Membership, now: float = 0.0) -> Membership:
+    again = Membership.restored(through_json(workers.state()), SETTINGS, now)
+    assert again.state() == workers.state()
+    return again
+
+
+def found(workers: Membership, name: str) -> Worker:
+    (worker,) = [worker for worker in workers if worker.name == name]
+    return worker
+
+
+def some_workers() -> Membership:
+    """One of each state."""
+    workers = membership(2)
+    for name in ("left", "dead", "suspect", "training", "again"):
+        join(workers, name)
+    for name in ("left", "again"):
+        workers.leave(found(workers, name), 3)
+    join(workers, "again", token="its token").begins = 4
+    for name in ("suspect", "training", "again"):
+        beat(workers, found(workers, name), 4.0, clock=5, examples=7)
+    assert bury(workers, 4.5) == ["dead"]
+    workers.disconnected(found(workers, "suspect"), 4.5)
+    found(workers, "training").loss = math.nan
+    return workers
+
+
+def test_after_a_restart_everybody_is_as_it_was() -> None:
+    workers = some_workers()
+    again = restarted(workers)
+    assert states(again) == {
+        "left": "left", "dead": "dead", "suspect": "suspect", "training": "training", "again": "training",
+    }  # fmt: skip
+    assert again.members() == workers.members()
+    assert (again.epoch, again.started, again.needed) == (workers.epoch, True, 2)
+    assert [is_out(again, one) for one in workers] == [is_out(workers, one) for one in workers]
+    back = again.find("its token")
+    assert back is found(again, "again")
+    assert (back.incarnation, back.begins, back.clock, back.examples) == (2, 4, 5, 7)
+    assert math.isnan(found(again, "training").loss or 0.0)
+    with pytest.raises(BadRequest, match="--name"):
+        join(again, "suspect")
+    new = join(again, None)
+    assert (new.id, new.incarnation) == (5, 1)
+
+
+def test_those_who_wait_for_the_start_are_waited_for_after_a_restart() -> None:
+    workers = membership(3)
+    first = join(workers, "a", token="its token")
+    again = restarted(workers)
+    assert (names(again.waiting()), again.started) == (["a"], False)
+    same = again.find("its token")
+    assert same is not None
+    assert (same.id, same.incarnation) == (first.id, first.incarnation)
+    join(again, "b")
+    join(again, "c")
+    assert len(again.live()) == 3
+
+
+def test_nobody_is_blamed_for_a_restart() -> None:
+    workers = membership(1)
+    for name in ("a", "b"):
+        join(workers, name)
+    workers.disconnected(found(workers, "a"), 0.0)
+    again = restarted(workers, now=1000.0)
+    assert bury(again, 1001.0, waited_for=[0, 1]) == []
+    beat(again, found(again, "a"), 1001.5)
+    assert found(again, "a").state == "training"
+    assert sorted(bury(again, 1000.0 + SETTINGS.dead_after)) == ["b"]
+
+
+@pytest.mark.parametrize("needed", [1, 2])
+def test_who_was_not_told_who_it_is_and_does_not_ask_again_is_not_waited_for_ever(needed: int) -> None:
+    workers = membership(needed)
+    workers.join("gone", "token of gone", 0.0)
+    workers.join("asks", "token of asks", 0.0) if needed == 1 else None
+    again = restarted(workers, now=1000.0)
+    again.excuse(5.0, 1005.0)  # until all servers were there
+    if needed == 1:
+        asks = again.find("token of asks")
+        assert asks is not None
+        again.returned(asks, 1005.0)
+    assert bury(again, 1004.9 + SETTINGS.dead_after) == []
+    assert bury(again, 1005.0 + SETTINGS.dead_after) == ["gone"]
+
+
+def test_requests_that_were_answered_are_remembered_for_those_who_are_there() -> None:
+    workers = membership(1)
+    stays, goes = join(workers, "stays"), join(workers, "goes")
+    for worker in (stays, goes):
+        worker.sequence.completed(1, 7, Empty())
+    workers.leave(goes, 0)
+    again = restarted(workers)
+    retry = cast(Call, None)  # it is answered at once
+    assert found(again, "stays").sequence.retry(1, 7, retry) == (True, Empty())
+    assert found(again, "goes").sequence.last == 0
+
+
+def test_those_who_have_gone_are_forgotten_in_their_order_also_after_a_restart() -> None:
+    workers = membership(1)
+    back = join(workers, "back")
+    workers.leave(back, 0)
+    for number in range(999):
+        workers.leave(join(workers, f"w{number}"), 0)
+    back = join(workers, "back")  # who was out first is in again
+    again = restarted(workers)
+    for one in (workers, again):
+        for number in range(3):
+            one.leave(join(one, f"x{number}", token=f"x{number}"), 0)
+    assert again.state() == workers.state()
+    assert states(again)["back"] == "training"
+    assert "w0" not in states(again)
+    assert "w2" in states(again)
+
+
+def test_a_state_that_is_not_whole_is_refused_by_name() -> None:
+    workers = some_workers()
+    found(workers, "training").sequence.completed(2, 7, Empty())
+    state = through_json(workers.state())
+    assert_damage_is_refused(
+        state, lambda one: Membership.restored(one, SETTINGS, 0.0).state(), at_least=1000
+    )
+    ids = [one[0] for one in state["workers"]]
+    for wrong, field in (
+        ({**state, "gone": []}, "gone"),
+        ({**state, "gone": ids}, "gone"),
+        ({**state, "next_id": max(ids)}, "next_id"),
+        ({**state, "workers": state["workers"] * 2}, "name"),
+    ):
+        with pytest.raises(BadRequest, match="not whole") as caught:
+            Membership.restored(wrong, SETTINGS, 0.0)
+        assert caught.value.field == field
+
+
 # --- anything, in any order
 
 TIMES = st.floats(0.0, 3.0)
 EVENTS = st.lists(
     st.tuples(
-        st.sampled_from(["join", "join", "leave", "cut", "back", "beat", "beat", "bury", "bury", "sleep"]),
+        st.sampled_from(
+            ["join", "join", "leave", "cut", "back", "beat", "beat", "bury", "bury", "sleep", "restart"]
+        ),
         st.sampled_from(["a", "b", "c", None]),
         TIMES,
         st.booleans(),
@@ -444,6 +654,7 @@ class Model:
         self.heard: dict[int, float] = {}  # by identity of the worker: when it was heard of or told last
         self.cut: dict[int, float] = {}
         self.out: list[Worker] = []
+        self.former: list[Membership] = []  # kept, so that no identity comes twice
 
     def one(self, name: str | None) -> Worker | None:
         there = [worker for worker in self.workers if not is_out(self.workers, worker)]
@@ -455,6 +666,8 @@ class Model:
             self.join(name)
         elif event == "bury":
             self.bury([worker.id] if worker is not None and waited else [])
+        elif event == "restart":
+            self.restart()
         elif worker is None:
             return
         elif event == "leave":
@@ -471,6 +684,16 @@ class Model:
             beat(self.workers, worker, self.now)
             self.heard[id(worker)] = self.now
             self.cut.pop(id(worker), None)
+
+    def restart(self) -> None:
+        """Everybody has been heard of now; who has yet to be told must ask again in the longest silence."""
+        self.former.append(self.workers)
+        self.workers = restarted(self.workers, self.now)
+        for worker in self.workers:
+            if worker.told:
+                self.heard[id(worker)] = self.now
+            else:
+                self.cut[id(worker)] = self.now + SETTINGS.dead_after - SETTINGS.return_within
 
     def join(self, name: str | None) -> None:
         before = self.workers.epoch, states(self.workers)

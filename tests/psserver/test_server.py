@@ -195,7 +195,7 @@ BAD_REQUESTS = [
     (("decide", b"", DECISION), "BAD_REQUEST", "op"),
     (("ended", b"", ENDED), "BAD_REQUEST", "op"),
     (("shard_heartbeat", bytes(9), {"tensors": [["waits", "uint8", 9]]}), "BAD_REQUEST", "waits"),
-    (("shard_heartbeat", b"\x91\x90", {"tensors": [["waits", "uint8", 2]]}), "BAD_REQUEST", "op"),
+    (("shard_heartbeat", b"\x92\x90\xa0", {"tensors": [["waits", "uint8", 3]]}), "BAD_REQUEST", "op"),
     (("set", b"", {"job": "job", "staleness": 0.0}), "BAD_REQUEST", "dtype"),
     (("set", b"", {"job": "job", "staleness": 0.5}), "BAD_REQUEST", "staleness"),
     (("set", b"", {"job": "job", "staleness": -1.0}), "BAD_REQUEST", "staleness"),
@@ -300,7 +300,7 @@ VALID: list[tuple[str, bytes, dict[str, Any]]] = [
     ),
     ("lease", b"", {"seq": 1, "block": False}),
     ("set", b"", {"staleness": 2.0, "backup_workers": 1}),
-    ("shard_heartbeat", b"\x91\x90", {"tensors": [["waits", "uint8", 2]]}),
+    ("shard_heartbeat", b"\x92\x90\xa0", {"tensors": [["waits", "uint8", 3]]}),
     ("decide", b"", DECISION),
     ("ended", b"", ENDED),
     ("join_shard", b"", {"port": 1}),
@@ -478,7 +478,7 @@ async def test_a_server_may_ask_for_its_number() -> None:
     async with running_cluster(shards=3, started=1) as cluster:
         second = await cluster.add_shard(shard=2)
         first = await cluster.add_shard()
-        assert (second._number, first._number) == (2, 1)
+        assert (second._shard.number, first._shard.number) == (2, 1)
 
 
 @pytest.mark.parametrize("shard", [0, 1, 2, 7])
@@ -503,7 +503,7 @@ async def test_a_server_that_goes_before_the_cluster_is_complete_frees_its_numbe
     async with running_cluster(shards=3, started=2) as cluster:
         await cluster.servers.pop().stop()
         await cluster.until(lambda status: status.shards[1].state == "joining")
-        assert (await cluster.add_shard())._number == 1
+        assert (await cluster.add_shard())._shard.number == 1
 
 
 async def test_a_lost_shard_is_named_in_the_status_and_those_who_join_wait_for_it() -> None:
@@ -534,17 +534,19 @@ async def test_a_shard_notices_that_the_coordinator_is_gone_and_gives_up_in_time
     async with running_cluster(shards=2, started=1, failure=SOON) as cluster:
         shard = await cluster.add_shard(reconnect_for=0.1)
         assert shard.is_ready()
-        assert not shard.coordinator_lost.is_set()
+        assert shard.failed is not None
+        assert not shard.failed.done()
         await cluster.servers[0].stop()
-        await shard.coordinator_lost.wait()
+        assert isinstance(await shard.failed, Unreachable)
         assert not shard.is_ready()
 
 
-async def test_a_shard_that_is_stopped_does_not_call_the_coordinator_lost() -> None:
+async def test_a_shard_that_is_stopped_has_not_failed() -> None:
     async with running_cluster(shards=2) as cluster:
         shard = cluster.servers[1]
         await shard.stop()
-        assert not shard.coordinator_lost.is_set()
+        assert shard.failed is not None
+        assert not shard.failed.done()
 
 
 # --- the end

@@ -304,14 +304,14 @@ async def test_no_two_threads_add_to_the_same_elements(monkeypatch: pytest.Monke
     lock = threading.Lock()
     accumulate = arithmetic.accumulate
 
-    def watched(total: Array, gradient: Array, ratio: float) -> bool:
+    def watched(total: Array, gradient: Array, out: Array, ratio: float) -> bool:
         with lock:
-            overlaps.extend("overlap" for other in active if np.shares_memory(total, other))
-            active.append(total)
+            overlaps.extend("overlap" for other in active if np.shares_memory(out, other))
+            active.append(out)
         time.sleep(0.002)  # long enough for another to come
-        done = accumulate(total, gradient, ratio)
+        done = accumulate(total, gradient, out, ratio)
         with lock:
-            active[:] = [other for other in active if other is not total]
+            active[:] = [other for other in active if other is not out]
         return done
 
     monkeypatch.setattr(dense, "accumulate", watched)

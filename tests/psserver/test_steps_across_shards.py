@@ -475,12 +475,13 @@ async def test_a_link_that_is_cut_in_the_midst_of_steps_loses_nothing(shards: in
             if number % 4 == 0:
                 await cluster.until(lambda s: all(shard.state == "ready" for shard in s.shards))
         await pushers.go_on(3)
+        in_step = 3 * min(pushers.done)  # slots; those of the time until the change is everywhere may differ
         await change(*cluster.endpoint, Set(staleness=1.0))
         await pushers.stop()
         found = await values_of(clients[0], names, 3 * max(pushers.done))
         pushers.check(found)
-        steps = 3 * (min(pushers.done) - 2)
-        assert all(values[:steps] == found[0][:steps] for values in found), "the same mean on all shards"
+        for values in found:  # the same mean on all shards, but for rounding: they may add in another order
+            np.testing.assert_allclose(values[:in_step], found[0][:in_step], rtol=0, atol=1e-6)
 
 
 async def test_a_step_that_was_decided_while_a_shard_was_away_is_told_to_it_when_it_is_back(

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from tests.cluster import MAX_PAYLOAD
 Array = npt.NDArray[Any]
 
 OFFER = JoinShard(1234, "shard.example", 3)
-JOINED = ShardJoined(3, 5, "the-cluster", 0.005)
+JOINED = ShardJoined(3, 5, "the-cluster", 0.005, timeline=2)
 WAIT = Wait("job", 3, "step 1", 2, ("slow",), 0.5)
 BUDGET = 30.0  # seconds; more than any test takes
 
@@ -81,15 +82,23 @@ class CoordinatorByHand:
 
 
 class Shard:
-    """An uplink and what it called; ``failures`` are what the next attempts to dial come to."""
+    """An uplink and what it called; ``failures`` are what the next attempts to dial come to.
+
+    ``holds`` is the state that it says that it has.
+    """
 
     def __init__(self, address: tuple[str, int], reconnect_for: float, answer_within: float) -> None:
         self.failures: list[Exception] = []
         self.dialled = 0
-        self.returned = 0
+        self.returned: list[ShardJoined] = []
+        self.holds = ("", 0, False)
+        self.taken_up = asyncio.Event()  # what it does on its return takes no longer than until then
+        self.taken_up.set()
         self._address = address
         settings = UplinkSettings(OFFER, reconnect_for, answer_within)
-        self.uplink = Uplink(self._dial, settings, lambda: Waits((WAIT,)), self._note_return)
+        self.uplink = Uplink(
+            self._dial, settings, lambda: Waits((WAIT,)), self._note_return, lambda: self.holds
+        )
 
     async def _dial(self) -> Connection:
         self.dialled += 1
@@ -97,8 +106,9 @@ class Shard:
             raise self.failures.pop(0)
         return await dial(*self._address, RefuseAll(), max_payload=MAX_PAYLOAD, traffic=Traffic())
 
-    def _note_return(self) -> None:
-        self.returned += 1
+    async def _note_return(self, joined: ShardJoined) -> None:
+        await self.taken_up.wait()
+        self.returned.append(joined)
 
 
 @asynccontextmanager
@@ -153,7 +163,7 @@ async def test_a_shard_offers_itself_once_and_then_keeps_sending_heartbeats() ->
         assert coordinator.offers == [OFFER]
         assert set(coordinator.waits) == {Waits((WAIT,))}
         assert shard.uplink.is_open
-        assert (shard.dialled, shard.returned) == (1, 0)
+        assert (shard.dialled, shard.returned) == (1, [])
 
 
 async def test_joining_once_is_not_tried_again() -> None:
@@ -181,7 +191,33 @@ async def test_a_coordinator_that_takes_connections_but_does_not_answer_is_unrea
         await coordinator.until(lambda c: not c.connections)
 
 
+async def test_a_shard_says_which_state_it_has_and_whether_some_may_be_lost() -> None:
+    async with coordinator_and_shard() as (coordinator, shard):
+        shard.holds = ("of-its-disk", 7, True)
+        async with kept(shard):
+            shard.holds = ("of-its-disk", 2, True)  # what it was lost is made good by joining
+            coordinator.connections[0].abort()
+            await until_offered(coordinator, 2)
+        first = replace(OFFER, cluster="of-its-disk", timeline=7, lost=True)
+        again = replace(OFFER, shard=JOINED.shard, cluster=JOINED.cluster, timeline=2)
+        assert coordinator.offers == [first, again]
+
+
 # --- taking it up again
+
+
+async def test_no_heartbeat_is_sent_before_its_return_has_been_dealt_with() -> None:
+    async with coordinator_and_shard() as (coordinator, shard), kept(shard):
+        await until_heard(coordinator, 1)
+        shard.taken_up.clear()
+        coordinator.connections[0].abort()
+        await until_offered(coordinator, 2)
+        heard = len(coordinator.waits)
+        await shard.uplink.request(Ended("job", 0, (), ()))  # answered after whatever was sent before it
+        assert len(coordinator.waits) == heard
+        shard.taken_up.set()
+        await until_heard(coordinator, 1)
+        assert shard.returned == [JOINED]
 
 
 async def test_a_link_that_breaks_is_taken_up_again_as_the_same_shard_of_the_same_cluster() -> None:
@@ -190,10 +226,10 @@ async def test_a_link_that_breaks_is_taken_up_again_as_the_same_shard_of_the_sam
             await until_heard(coordinator, 1)
             coordinator.connections[0].abort()
             await until_offered(coordinator, 1 + times)
-        again = JoinShard(OFFER.port, OFFER.host, JOINED.shard, JOINED.cluster)
+        again = replace(OFFER, shard=JOINED.shard, cluster=JOINED.cluster)
         assert coordinator.offers == [OFFER, again, again, again]
         await until_heard(coordinator, 2)
-        assert shard.returned == 3
+        assert shard.returned == [JOINED] * 3
 
 
 async def test_nobody_answering_for_a_while_does_not_end_it() -> None:
@@ -227,7 +263,7 @@ async def test_a_coordinator_that_stays_away_is_given_up_in_the_end(mute: type |
         with pytest.raises(Unreachable, match="coordinator is gone"):
             await keeping
         assert not shard.uplink.is_open
-        assert shard.returned == 0
+        assert shard.returned == []
 
 
 async def test_another_cluster_at_the_address_ends_it_at_once() -> None:

@@ -169,36 +169,36 @@ async def test_without_a_job_anywhere() -> None:
     ("change", "said"),
     [
         ("optimizer.lr=0.5", "[optimizer] lr is 0.5 in one and 0.2 in the other"),
-        ("train.epochs=41", "[train] epochs is 41 in one and 40 in the other"),
+        ("train.epochs=41", "[train] epochs is 41 in one and 2 in the other"),
         ("job.seed=3", "[job] seed is 3 in one and 0 in the other"),
         ("model.l2=0.5", "[model] l2 is 0.5 in one and absent in the other"),
     ],
 )
 async def test_a_mismatch_names_the_key_that_differs(table: Path, change: str, said: str) -> None:
     async with running_cluster() as cluster:
-        await run(cluster, job_on(table))
+        await run(cluster, job_on(table, "train.epochs=2"))
         with pytest.raises(JobMismatch) as caught:
-            await run(cluster, job_on(table, change))
+            await run(cluster, job_on(table, "train.epochs=2", change))
         assert said in str(caught.value)
         assert exit_code(caught.value) == ExitCode.JOB_MISMATCH
 
 
 async def test_other_data_is_a_mismatch_that_says_so(table: Path) -> None:
     async with running_cluster() as cluster:
-        await run(cluster, job_on(table))
+        await run(cluster, job_on(table, "train.epochs=2"))
         with table.open("a") as more:
             more.write("1.000000000,3.000000000\n" * 200)
         with pytest.raises(JobMismatch, match="the job's 5: is it the same file"):
-            await run(cluster, job_on(table))
+            await run(cluster, job_on(table, "train.epochs=2"))
 
 
 async def test_nothing_is_evaluated_where_nothing_is_held_out(table: Path) -> None:
     async with running_cluster() as cluster:
-        await run(cluster, job_on(table, "eval.holdout=0"))
+        await run(cluster, job_on(table, "train.epochs=2", "eval.holdout=0"))
         progress = (await cluster.job("digits")).progress
         assert progress is not None
         assert progress.evaluations == ()
-        assert progress.train_examples == ROWS * 40
+        assert progress.train_examples == ROWS * 2
 
 
 async def test_what_is_wrong_with_job_or_data_is_found_before_joining(table: Path) -> None:

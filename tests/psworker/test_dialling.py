@@ -1,5 +1,4 @@
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -13,6 +12,7 @@ from psserver.server import Server, ServerSettings
 from psworker import dialling
 from psworker.dialling import reach
 from tests.cluster import hello, running_cluster
+from tests.ports import reserved_port
 
 
 async def reached(host: str, port: int, *, within: float, said: Hello | None = None) -> Connection:
@@ -56,35 +56,27 @@ def test_what_is_no_address(address: str) -> None:
     assert caught.value.field == "address"
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
-
-
 @pytest.mark.parametrize("within", [0.0, 0.05])
 async def test_nobody_answers(within: float) -> None:
-    port = free_port()
-    with pytest.raises(Unreachable) as caught:
+    with reserved_port() as port, pytest.raises(Unreachable) as caught:
         await reached("127.0.0.1", port, within=within)
     assert (caught.value.field, caught.value.value) == ("server", f"127.0.0.1:{port}")
     assert "psserver" in str(caught.value)
 
 
 async def test_a_server_that_comes_later_is_reached() -> None:
-    port = free_port()
-    reaching = asyncio.create_task(reached("127.0.0.1", port, within=60.0))
-    await asyncio.sleep(0)  # it has begun; whether it has failed once or not is all the same
-    server = Server(ServerSettings(port=port))
-    await server.start()
-    try:
-        connection = await reaching
-        assert connection.is_open
-        connection.close()
-        await connection.wait_closed()
-    finally:
-        await server.stop()
+    with reserved_port() as port:
+        reaching = asyncio.create_task(reached("127.0.0.1", port, within=60.0))
+        await asyncio.sleep(0)  # it has begun; whether it has failed once or not is all the same
+        server = Server(ServerSettings(port=port))
+        await server.start()
+        try:
+            connection = await reaching
+            assert connection.is_open
+            connection.close()
+            await connection.wait_closed()
+        finally:
+            await server.stop()
 
 
 @asynccontextmanager

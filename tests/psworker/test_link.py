@@ -1,7 +1,7 @@
 import asyncio
 import gc
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from protocol.sequences import UNDER_WAY
 from protocol.tensors import DTYPES, Part
 from psworker.link import Link, Recovery
 from tests.cluster import hello, holds
+from tests.ports import reserved_port
 
 W = Part("w", "float32", 3)
 
@@ -63,12 +64,12 @@ class Scripted:
         self._asked: asyncio.Queue[Asked] = asyncio.Queue()
         self._greeted = asyncio.Event()
         self._listener: asyncio.Server | None = None
-        self.port = 0
+        self._reservation = ExitStack()  # its port stays its own while it is deaf
+        self.port = self._reservation.enter_context(reserved_port())
 
     async def listen(self) -> None:
         loop = asyncio.get_running_loop()
         self._listener = await loop.create_server(self._accept, "127.0.0.1", self.port)
-        self.port = self._listener.sockets[0].getsockname()[1]
 
     def deafen(self) -> None:
         """Take no more connections."""
@@ -125,6 +126,7 @@ class Scripted:
 
     async def stop(self) -> None:
         self.deafen()
+        self._reservation.close()
         self.hang_up()
         await asyncio.gather(*(connection.wait_closed() for connection in self.connections))
 
@@ -517,15 +519,13 @@ async def test_with_no_time_to_try_a_broken_connection_is_the_end() -> None:
 
 
 async def test_nobody_there_to_begin_with() -> None:
-    server = Scripted()
-    await server.listen()
-    await server.stop()
-    link = Link(("127.0.0.1", server.port), hello(), Traffic(), Recovery(), 0.05)
-    with pytest.raises(Unreachable):
-        await link.open()
-    with pytest.raises(Unreachable):  # rather than waiting for ever
-        await link.send(Ping())
-    await link.close()
+    with reserved_port() as port:
+        link = Link(("127.0.0.1", port), hello(), Traffic(), Recovery(), 0.05)
+        with pytest.raises(Unreachable):
+            await link.open()
+        with pytest.raises(Unreachable):  # rather than waiting for ever
+            await link.send(Ping())
+        await link.close()
 
 
 async def test_what_is_sent_before_the_link_is_open_goes_when_it_is() -> None:

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from protocol.errors import NotFinite, PSError
-from protocol.messages import Plan, Set
+from protocol.errors import Fenced, NotFinite, PSError
+from protocol.messages import Done, Plan, Set
 from protocol.optimizers import SGD
 from protocol.status import Evaluation, Progress
 from psserver.membership import FailureSettings
@@ -458,6 +458,112 @@ async def test_a_worker_that_was_silent_finds_itself_out_and_goes_on(staleness: 
         heard.set()
         await working
         await assert_no_gap(cluster, {"a": 2})
+
+
+# --- chunks of which others have done a part
+
+
+@dataclass
+class Counting:
+    """A model whose parameters count, with a learning rate of 1, how often each row was applied."""
+
+    before: Callable[[int], None] = lambda _: None  # called with the number of calls so far
+    calls: int = 0
+
+    def parameters(self) -> dict[str, Array]:
+        return {"w": np.zeros(CHUNKS * ROWS, np.float32)}
+
+    def gradients(self, parameters: Mapping[str, Array], batch: Batch) -> tuple[dict[str, Array], float]:
+        self.before(self.calls)
+        self.calls += 1
+        gradient = np.zeros(CHUNKS * ROWS, np.float32)
+        gradient[batch.y.astype(int)] = -1.0
+        return {"w": gradient}, 0.0
+
+    def evaluate(self, parameters: Mapping[str, Array], batch: Batch) -> dict[str, float]:
+        return {"loss": 0.0}
+
+
+async def count_and_be_put_out(cluster: Cluster, name: str, *calls: int, **settings: Any) -> None:
+    async with joined(cluster, name, plan(), **settings) as client:
+        await trainer(client, Counting(put_out_at(cluster, client, *calls))).run(SGD(1.0))
+
+
+async def assert_each_row_was_applied_once_an_epoch(cluster: Cluster) -> None:
+    async with connect(cluster.address, observe=True) as observer:
+        applied = await observer.pull("w")
+    np.testing.assert_array_equal(applied, [2.0 * (row not in HELD) for row in range(CHUNKS * ROWS)])
+
+
+@ANY
+@pytest.mark.parametrize("calls", [(), (1,), (2, 5, 8), (1, 4, 7, 10, 13)])
+async def test_what_was_applied_of_a_chunk_is_not_applied_again(
+    staleness: float, calls: tuple[int, ...]
+) -> None:
+    """A worker is put out in the middle of chunks; what it has pushed by then is applied or not."""
+    async with running_cluster() as cluster:
+        await count_and_be_put_out(cluster, "a", *calls, staleness=staleness)
+        await assert_each_row_was_applied_once_an_epoch(cluster)
+        await assert_no_gap(cluster, {"a": 1 + len(calls)})
+
+
+@pytest.mark.parametrize("staleness", [1.0, math.inf])
+async def test_nor_by_another(staleness: float) -> None:
+    async with running_cluster() as cluster:
+        settings: dict[str, Any] = {"workers": 2, "staleness": staleness}
+        await asyncio.gather(
+            count_and_be_put_out(cluster, "out", 1, **settings),
+            count_and_be_put_out(cluster, "good", **settings),
+        )
+        await assert_each_row_was_applied_once_an_epoch(cluster)
+        await assert_no_gap(cluster, {"out": 2, "good": 1})
+
+
+@ANY
+async def test_whoever_goes_on_with_a_chunk_computes_the_rest_of_it(staleness: float) -> None:
+    one_chunk = Plan("text", 1, 1, 0, 0)
+    settings: dict[str, Any] = {"staleness": staleness}
+    async with running_cluster() as cluster:
+        whole = await work(cluster, "whole", one_chunk, **settings)
+    async with running_cluster() as cluster:
+        async with joined(cluster, "first", one_chunk, **settings) as first:
+            await first.create("w", np.zeros(2, np.float32), SGD(LR))
+            leased = await first.lease(block=False)
+            await first.push_pull({"w": np.zeros(2, np.float32)}, done=first.done(leased, 1))
+        second = await work(cluster, "second", one_chunk, **settings)
+        done = await progress(cluster)
+    assert len(whole.calls) == 2
+    assert [call.rows for call in second.calls] == [call.rows for call in whole.calls[1:]]
+    assert (done.phase, done.train_examples) == ("finished", sum(len(call.rows) for call in whole.calls))
+    assert done.train_loss == pytest.approx(np.mean(second.calls[0].rows))  # of what it saw
+
+
+async def test_a_chunk_of_which_all_is_done_is_only_reported() -> None:
+    one_chunk = Plan("text", 1, 1, 0, 0)
+    async with running_cluster() as cluster:
+        async with joined(cluster, "first", one_chunk) as first:
+            await first.create("w", np.zeros(2, np.float32), SGD(LR))
+            leased = await first.lease(block=False)
+            await first.push({"w": np.zeros(2, np.float32)}, done=first.done(leased, 2))
+        second = await work(cluster, "second", one_chunk)
+        done = await progress(cluster)
+    assert second.calls == []
+    assert (done.phase, done.train_examples, done.train_loss) == ("finished", 8, None)
+
+
+async def test_how_far_a_chunk_is_can_only_be_said_by_who_has_leased_it() -> None:
+    async with running_cluster() as cluster, joined(cluster, "a", plan()) as client:
+        leases = [await client.lease(block=False) for _ in range(2)]
+        assert [client.done(leased, 3) for leased in leases] == [Done(1, 3), Done(2, 3)]
+        await client.finish(leases[0], 1, {})
+        assert client.done(leases[0], 4) is None
+        later = await client.lease(block=False)
+        assert client.done(later, 1) == Done(4, 1)  # the report had a number, too
+        await put_out(cluster, client)
+        with pytest.raises(Fenced):
+            await client.lease(block=False)
+        await client.rejoin()
+        assert client.done(later, 1) is None
 
 
 # --- the dial

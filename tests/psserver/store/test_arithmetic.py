@@ -75,18 +75,25 @@ def test_integers_are_always_finite() -> None:
 
 
 @pytest.mark.parametrize("ratio", [1.0, 0.5, 3.0])
-def test_accumulate_adds_a_multiple(ratio: float) -> None:
+@pytest.mark.parametrize("into", ["total", "gradient", "another"])
+def test_accumulate_adds_a_multiple_and_changes_nothing_else(ratio: float, into: str) -> None:
     for size in sizes_around_a_piece(np.float64):
-        total, gradient = random(size, np.float64, 1), random(size, np.float64, 2)
-        expected = total + ratio * gradient
-        assert accumulate(total, gradient, ratio)
-        np.testing.assert_array_equal(total, expected)
+        arrays = {"total": random(size, np.float64, 1), "gradient": random(size, np.float64, 2)}
+        arrays["another"] = np.full(size, np.nan)
+        before = {name: array.copy() for name, array in arrays.items()}
+        assert accumulate(arrays["total"], arrays["gradient"], arrays[into], ratio)
+        before[into] = before["total"] + ratio * before["gradient"]
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(array, before[name])
 
 
-def test_scale_is_in_place() -> None:
-    array = np.arange(5, dtype=np.float32)
-    assert scale(array, 0.5)
-    np.testing.assert_array_equal(array, [0, 0.5, 1, 1.5, 2])
+def test_scale_may_be_in_place() -> None:
+    array, another = np.arange(5, dtype=np.float32), np.full(5, np.nan, np.float32)
+    assert scale(array, another, 0.5)
+    np.testing.assert_array_equal(another, [0, 0.5, 1, 1.5, 2])
+    np.testing.assert_array_equal(array, np.arange(5))
+    assert scale(array, array, 0.5)
+    np.testing.assert_array_equal(array, another)
 
 
 @pytest.mark.parametrize("size", [1, 15, 16, 17, 16 * THREADS, 16 * THREADS + 1, 100_003])

@@ -1,0 +1,49 @@
+"""A job as the coordinator knows it: who works on it, what is left to do, where its tensors are."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from dataclasses import dataclass, field
+
+from protocol.messages import Beat, Decide, Epoch
+from psserver.call import Call
+from psserver.catalogue import TensorCatalogue
+from psserver.decisions import StepDecisions
+from psserver.leases import Ledger
+from psserver.membership import Membership, Worker
+
+__all__ = ["Job"]
+
+
+@dataclass(slots=True)
+class Job:
+    """A job as the coordinator knows it.
+
+    ``agreed`` is what all shards are known to follow. ``made_with`` is the staleness that the job was made
+    with, which those who join later say too, whatever it has been set to since. ``furthest`` is the last
+    step that was begun before the job was restored. ``leaving`` are the names of those who are out, and whose
+    chunks are to be taken back when all shards have been told. ``told`` is what a shard that was away is
+    told; all of it is durable.
+    """
+
+    name: str
+    staleness: float
+    backup: int
+    workers: Membership
+    decisions: StepDecisions
+    made_with: float
+    began: float
+    since: int = 0
+    agreed: Beat = field(default_factory=lambda: Beat(0, math.inf, 0))
+    furthest: int = 0
+    ledger: Ledger | None = None
+    tensors: TensorCatalogue[Worker, Call] = field(default_factory=TensorCatalogue)
+    joining: dict[int, Call] = field(default_factory=dict)  # by worker
+    idle: list[tuple[Call, Worker]] = field(default_factory=list)  # wait for a lease
+    leaving: dict[str, asyncio.Event] = field(default_factory=dict)
+    told: list[Decide | Epoch] = field(default_factory=list)
+
+    def live(self) -> list[int]:
+        """Return the live workers."""
+        return [worker.id for worker in self.workers.live()]

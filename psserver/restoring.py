@@ -1,0 +1,104 @@
+"""What each shard is to load so that a cluster becomes what a checkpoint says, on any number of shards."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from protocol.messages import LoadedJob, LoadedTensor, LoadPlan
+from protocol.tensors import DTYPES
+from psserver.coordinated_job import Job
+from psserver.coordinator_state import restored_jobs
+from psserver.durability import checkpoint
+from psserver.durability.manifest import Manifest
+from psserver.durability.storage import Storage
+from psserver.membership import FailureSettings
+from psserver.placement import place
+
+__all__ = ["Restored", "incarnation_base", "nothing", "read"]
+
+_LIVES: Final = 1 << 20
+"""Incarnations of a worker's name on one timeline: those of the next one are above all of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """A checkpoint as the coordinator takes it up: its jobs, and what each shard is to load."""
+
+    manifest: Manifest | None
+    jobs: dict[str, Job]
+    plans: tuple[LoadPlan, ...]
+
+
+def incarnation_base(timeline: int) -> int:
+    """Return the first incarnation of a timeline."""
+    return (timeline - 1) * _LIVES + 1
+
+
+def nothing(shards: int) -> Restored:
+    """Return what a cluster becomes that has lost everything: it is empty."""
+    return Restored(None, {}, (LoadPlan("", None, shards, ()),) * shards)
+
+
+def read(
+    storage: Storage, url: str, number: int, shards: int, failure: FailureSettings, now: float, timeline: int
+) -> Restored:
+    """Return a checkpoint for a cluster of ``shards``, on whose new timeline nobody has joined yet; blocks.
+
+    Args:
+        storage: where the coordinator reads it.
+        url: where the servers read it; "": each in its own directory.
+        number: of the checkpoint.
+        shards: of the cluster; another number than the checkpoint's places all tensors anew.
+        failure: when silence is death.
+        now: the time.
+        timeline: the new one.
+
+    Raises:
+        CheckpointUnusable: a file is missing or damaged.
+    """
+    manifest = checkpoint.read_manifest(storage, number)
+    state = checkpoint.read_coordinator_state(storage, number, manifest=manifest).state
+    jobs = restored_jobs(state, shards, failure, now)
+    updates = {job.name: job.updates for job in manifest.jobs}
+    for job in jobs.values():
+        job.workers.first_incarnation = incarnation_base(timeline)
+        job.workers.all_out()
+        if job.ledger is not None:
+            job.ledger.forget_workers()
+    if shards != manifest.header.shards:
+        _place_anew(jobs.values(), shards)
+    plans = tuple(
+        LoadPlan(
+            url,
+            number,
+            manifest.header.shards,
+            tuple(_job_on(shard, job, updates.get(job.name, 0)) for job in jobs.values()),
+        )
+        for shard in range(shards)
+    )
+    return Restored(manifest, jobs, plans)
+
+
+def _place_anew(jobs: Iterable[Job], shards: int) -> None:
+    load = [0] * shards
+    for job in jobs:
+        for info in job.tensors.infos():
+            itemsize = DTYPES[info.spec.dtype].itemsize
+            blocks = place(math.prod(info.spec.shape), itemsize, load)
+            for block in blocks:
+                load[block.shard] += (block.stop - block.start) * itemsize
+            job.tensors.move(info.name, blocks)
+
+
+def _job_on(shard: int, job: Job, updates: int) -> LoadedJob:
+    tensors = [
+        LoadedTensor(info.name, info.spec, block.start, block.stop, job.tensors.attempt(info.name), ())
+        for info in job.tensors
+        for block in info.blocks
+        if block.shard == shard
+    ]
+    step = max(job.since, job.decisions.step, job.furthest)
+    return LoadedJob(job.name, step, updates, tuple(tensors))

@@ -1,0 +1,153 @@
+"""A server's part in the cluster's checkpoints and restores, on the coordinator as on the others."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from protocol.connection import Array
+from protocol.errors import BadRequest, CheckpointUnusable
+from protocol.messages import LoadPlan, SavedFile
+from psserver.durability import checkpoint
+from psserver.durability.checkpoint import Wanted
+from psserver.durability.failpoints import failpoint
+from psserver.durability.manifest import Header, Manifest
+from psserver.durability.object_storage import open_storage
+from psserver.durability.storage import Storage
+from psserver.persistence import Persistence
+from psserver.shard import Shard
+from psserver.shard_state import Snapshot
+
+__all__ = ["ShardPart", "open_foreign"]
+
+_log = logging.getLogger(__name__)
+
+Loaded = dict[tuple[str, str, str], Array]
+
+
+class ShardPart:
+    """What one server does for checkpoints and restores.
+
+    Args:
+        shard: its shard.
+        persistence: its storage.
+        replaced: called when the shard's state has been replaced.
+
+    Attributes:
+        timeline: what the state is of; 0: there is none yet.
+        saved: the last checkpoint of which its part was written; 0: none.
+    """
+
+    def __init__(self, shard: Shard, persistence: Persistence, replaced: Callable[[], None]) -> None:
+        self.timeline = 0
+        self.saved = 0
+        self._state: Mapping[str, Any] | None = None  # as saved then
+        self._is_complete = False  # all shards have written their parts of it
+        self._shard = shard
+        self._persistence = persistence
+        self._replaced = replaced
+        self._loaded: tuple[LoadPlan, Loaded] | None = None
+
+    async def save(self, header: Header, snapshot: Snapshot) -> tuple[SavedFile, ...]:
+        """Write this shard's part of a checkpoint.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        files = await self._persistence.run(self._persistence.save, header, self._shard.number, snapshot)
+        if self._shard.journal.log is not None:
+            await self._shard.journal.log.flush()  # the segment that goes on from it must be there, too
+        self.saved, self._state, self._is_complete = header.checkpoint, snapshot.state, False
+        return files
+
+    async def freeze(self) -> Snapshot:
+        """Return the shard's last state; it does nothing any more."""
+        frozen: asyncio.Future[Snapshot] = asyncio.get_running_loop().create_future()
+
+        def taken(snapshot: Snapshot) -> None:
+            if not frozen.done():
+                frozen.set_result(snapshot)
+
+        self._shard.freeze(taken)
+        return await frozen
+
+    def has_saved(self, snapshot: Snapshot) -> bool:
+        """Return whether the last checkpoint is complete, and has this very state."""
+        return self._is_complete and snapshot.state == self._state
+
+    async def completed(self, manifest: Manifest) -> None:
+        """Take note that a checkpoint is complete on all shards."""
+        log = self._shard.journal.log
+        await self._persistence.run(self._persistence.complete, manifest, self._shard.number, log)
+        self._is_complete = manifest.header.checkpoint == self.saved
+
+    async def load(self, plan: LoadPlan) -> None:
+        """Read and check what is to be installed; the state in use stays.
+
+        Raises:
+            BadRequest: the plan's URL names no storage.
+            CheckpointUnusable: a file is missing or damaged, or the plan's URL cannot be read.
+            OSError: this server's own storage cannot be read now.
+        """
+        failpoint("restore.begin")
+        arrays: Loaded = {}
+        if plan.checkpoint is not None:
+            storage = self._persistence.storage
+            if plan.url:
+                storage = await self._persistence.run(open_foreign, plan.url)
+            wanted = [
+                Wanted(job.name, tensor.name, tensor.start, tensor.stop, slot)
+                for job in plan.jobs
+                for tensor in job.tensors
+                for slot in ("", *tensor.slots)
+            ]
+            try:
+                found = await self._persistence.run(
+                    checkpoint.load_arrays, storage, plan.checkpoint, wanted, plan.shards
+                )
+            except OSError as error:
+                if not plan.url:
+                    raise
+                raise CheckpointUnusable(
+                    f"shard {self._shard.number} cannot read it: {error}", field="url", value=plan.url
+                ) from error
+            except CheckpointUnusable as error:
+                where = f"on shard {self._shard.number}: {error.message}"
+                raise CheckpointUnusable(where, field=error.field, value=error.value) from error
+            arrays = {(one.job, one.name, one.slot): values for one, values in found.items()}
+        self._loaded = (plan, arrays)
+        failpoint("restore.loaded")
+
+    def install(self, timeline: int) -> None:
+        """Replace the state by what was loaded.
+
+        Raises:
+            CheckpointUnusable: nothing was.
+        """
+        if self._loaded is None:
+            raise CheckpointUnusable("nothing was loaded", field="timeline", value=timeline)
+        (plan, arrays), self._loaded = self._loaded, None
+        self._shard.replace(plan.jobs, arrays)
+        self.timeline = timeline
+        self._is_complete = False
+        self._replaced()
+        failpoint("restore.installed")
+        what = "nothing" if plan.checkpoint is None else f"checkpoint {plan.checkpoint}"
+        _log.warning("this shard's state was replaced by %s; timeline %d begins", what, timeline)
+
+
+def open_foreign(url: str) -> Storage:
+    """Return the storage at a URL that a client has given; blocks.
+
+    Raises:
+        BadRequest: it names no storage.
+        CheckpointUnusable: the storage cannot be reached.
+    """
+    try:
+        return open_storage(url)
+    except ValueError as error:
+        raise BadRequest(str(error), field="url", value=url) from error
+    except OSError as error:
+        raise CheckpointUnusable(f"it cannot be reached: {error}", field="url", value=url) from error

@@ -604,7 +604,9 @@ class Run:
         for step in {group.step for of_all in self.groups for group in of_all}:
             means = [self._check_step(number, step) for number in range(self.kind.shards)]
             if 0.0 not in self.kind.turns:  # else it may begin on one shard when it is under way on another
-                assert all(mean == means[0] for mean in means), f"step {step} is not the same everywhere: {means}"
+                assert all(mean == means[0] for mean in means), (
+                    f"step {step} is not the same everywhere: {means}"
+                )
 
     def _check_answers(self, group: Group) -> None:
         values = self._values(group)
@@ -633,7 +635,9 @@ class Run:
         groups = [group for group in here if group.step == step and group.slots]
         found = {(group.worker, group.life): self._values(group) for group in groups}
         together = [group for group in groups if not _is_alone(found[group.worker, group.life])]
-        shares = {id(group): [value for value in found[group.worker, group.life] if value < 1] for group in together}
+        shares = {
+            id(group): [value for value in found[group.worker, group.life] if value < 1] for group in together
+        }
         total = sum(group.weight * len(shares[id(group)]) for group in together)
         for group in together:
             right = group.weight / total

@@ -134,8 +134,10 @@ async def connect(
         await client._enter()
         yield client
     finally:
-        await client._leave()
-        await client._close()
+        try:
+            await client._leave()
+        finally:  # also when that is cancelled
+            await client._close()
 
 
 @dataclass(slots=True)

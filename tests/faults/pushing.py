@@ -10,13 +10,14 @@ from typing import Final
 import numpy as np
 
 from protocol.errors import Fenced, LogUnwritable
-from protocol.optimizers import Add
+from protocol.optimizers import SGD, Add
 from psworker.client import Client, connect
 from tests.faults.histories import Array, History, marked
 from tests.faults.restarts import ANSWERS_WITHIN, RestartableCluster
 from tests.faults.schedule import Fault, Kind, Progress, Schedule
 
 JOB: Final = "histories"
+STEPS: Final = "steps"
 TENSORS: Final = {"spread": 100_000, "left": 32_000, "right": 32_000}
 """Elements: one tensor over two shards, and one on each."""
 
@@ -39,9 +40,9 @@ async def make_tensors(cluster: RestartableCluster) -> None:
             await client.create(name, np.zeros(elements, np.float32), Add())
 
 
-async def pull_all(cluster: RestartableCluster) -> dict[str, Array]:
+async def pull_all(cluster: RestartableCluster, job: str = JOB) -> dict[str, Array]:
     """Return what the tensors hold."""
-    async with connect(cluster.address, JOB, observe=True) as reader:
+    async with connect(cluster.address, job, observe=True) as reader:
         return await reader.pull(TENSORS)
 
 
@@ -59,9 +60,12 @@ class Pushers:
         count: how many.
 
     Attributes:
+        job: the job that they push to.
         history: what they did.
         progress: goes on by one with every acknowledged push.
     """
+
+    job = JOB
 
     def __init__(self, cluster: RestartableCluster, seed: int, count: int = 3) -> None:
         self.history = History()
@@ -128,6 +132,48 @@ class Pushers:
             return
         if timelines(client) == before and len(before) == 1:
             self.history.pulled(before.pop(), invoked, values)
+
+
+class Steppers(Pushers):
+    """As ``Pushers``, of a synchronous job: all of them end each step together.
+
+    The mean of a step is of all their gradients, so the learning rate undoes the division by their number.
+    """
+
+    job = STEPS
+
+    def __init__(self, cluster: RestartableCluster, seed: int, count: int) -> None:
+        super().__init__(cluster, seed, count)
+        self._clients: list[Client] = []
+        self._last: int | None = None  # step
+
+    def stop(self) -> None:
+        """Have the clients end the step that one of them is in, and the one after it."""
+        self._last = max(client.clock for client in self._clients) + 1
+
+    async def _client(self, number: int) -> None:
+        rng = random.Random(f"{self._seed} {number}")
+        settings = {"name": f"stepper-{number}", "staleness": 0.0, "workers": self._count}
+        async with connect(self._cluster.address, STEPS, **settings) as client:
+            for name, elements in TENSORS.items():
+                await client.create(name, np.zeros(elements, np.float32), SGD(lr=-float(self._count)))
+            self._clients.append(client)
+            while self._last is None or client.clock <= self._last:
+                await self._step(client, rng)
+
+    async def _step(self, client: Client, rng: random.Random) -> None:
+        names = rng.choice([("spread",), ("left",), ("right",), tuple(TENSORS)])
+        push = self.history.push(names, max(timelines(client)))
+        gradients = {name: marked(push.number, TENSORS[name]) for name in names}
+        try:
+            for name in TENSORS.keys() - names:  # a mean is over what was contributed to a tensor
+                gradients[name] = np.zeros(TENSORS[name], np.float32)
+            await client.push_pull(gradients, ())
+        except Fenced:
+            await self._come_back(client)
+        else:
+            self.history.end(push, "acknowledged")
+            self.progress.advance()
 
 
 async def inflict(

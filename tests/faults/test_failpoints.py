@@ -1,0 +1,155 @@
+"""Guarantees 2 to 4 at every place where a server may fail: it dies there, and no acknowledged push is lost."""
+
+import asyncio
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+import pytest
+
+from psserver.durability.failpoints import NAMES
+from psworker.client import connect
+from tests.faults.histories import log_violations, snapshot_violations
+from tests.faults.pushing import Pushers, Steppers, make_tensors, pull_all, take, told
+from tests.faults.restarts import RestartableCluster
+
+Mode = Literal["snapshot", "log"]
+
+ALWAYS: Final = 20  # deaths at each place, in `make faults`
+LIVES_ON: Final = 30  # pushes after the last death
+_COORDINATOR: Final = 0
+_BETWEEN_CHECKPOINTS: Final = 0.05  # seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A failpoint: which servers reach it, and how often they do before they die of it, at most."""
+
+    name: str
+    victims: tuple[int, ...] = (0, 1)
+    most: int = 3
+    modes: tuple[Mode, ...] = ("snapshot", "log")
+    synchronous: bool = False
+
+    @property
+    def is_at_start(self) -> bool:
+        return self.name.startswith("restart.")
+
+
+_LOG: Final[tuple[Mode, ...]] = ("log",)
+_SNAPSHOT: Final[tuple[Mode, ...]] = ("snapshot",)
+
+PLACES: Final = (
+    Place("log.before-write", most=30, modes=_LOG),
+    Place("log.after-write", most=30, modes=_LOG),
+    Place("log.after-sync", most=30, modes=_LOG),
+    Place("log.new-segment", modes=_LOG),
+    Place("log.drop-segment", modes=_LOG),
+    Place("checkpoint.tensors-written"),
+    Place("checkpoint.tensors-synced"),
+    Place("checkpoint.state-written"),
+    Place("checkpoint.before-manifest", victims=(0,)),
+    Place("checkpoint.after-manifest", victims=(0,)),
+    Place("checkpoint.prune"),
+    Place("cut.held"),
+    Place("cut.taken"),
+    Place("cut.told"),
+    Place("restore.begin", most=1, modes=_SNAPSHOT),
+    Place("restore.loaded", most=1, modes=_SNAPSHOT),
+    Place("restore.installed", most=1, modes=_SNAPSHOT),
+    Place("restart.recovered", most=1),
+    Place("restart.joined", most=1, victims=(1,)),
+    Place("membership.before-announce", victims=(0,), most=5),
+    Place("membership.announced", victims=(0,), most=5),
+    Place("membership.before-decide", victims=(0,), most=20, synchronous=True),
+    Place("log.after-write", most=30, modes=_LOG, synchronous=True),
+    Place("log.after-sync", most=30, modes=_LOG, synchronous=True),
+    Place("cut.taken", synchronous=True),
+)
+CASES: Final = [(place, mode) for place in PLACES for mode in place.modes]
+
+
+def _id(case: object) -> str:
+    return f"{case.name}{'-steps' * case.synchronous}" if isinstance(case, Place) else str(case)
+
+
+def test_every_failpoint_is_here() -> None:
+    assert {place.name for place in PLACES} == set(NAMES)
+
+
+async def a_server_dies_there(place: Place, mode: Mode, times: int, seed: int, directory: Path) -> None:
+    """Have servers die at a place, so many times, while clients push, come, go, and checkpoints are taken."""
+    rng = random.Random(f"{seed} {place.name} {mode}")
+    flags = ("--checkpoint-every", "0s", "--keep", "2")
+    with RestartableCluster(directory, mode, flags=flags) as cluster, told(cluster, f"seed {seed}, {place}"):
+        pushers = await _pushers(place, mode, cluster, seed)
+        async with asyncio.timeout(30 + 15 * times), asyncio.TaskGroup() as group:
+            group.create_task(pushers.run())
+            await pushers.progress.reached(1)
+            assert await take(cluster, pushers)
+            busy = [group.create_task(_checkpoints(cluster, pushers)), group.create_task(_visitors(cluster))]
+            await _die(place, times, cluster, rng)
+            await pushers.progress.reached(pushers.progress.now + LIVES_ON)
+            for task in busy:
+                task.cancel()
+            pushers.stop()
+        final = await pull_all(cluster, pushers.job)
+        if mode == "log":
+            wrong = log_violations(pushers.history, final)
+            assert not pushers.history.outcomes().unknown, "nobody is fenced"
+        else:
+            wrong = snapshot_violations(pushers.history, final, cluster.bases())
+        assert not wrong, "\n".join(wrong)
+        assert cluster.kills >= times
+
+
+async def _pushers(place: Place, mode: Mode, cluster: RestartableCluster, seed: int) -> Pushers:
+    if place.synchronous:
+        # After a fall back to a checkpoint workers come again one by one, and a step is of who is there.
+        return Steppers(cluster, seed, 2 if mode == "log" else 1)
+    await make_tensors(cluster)
+    return Pushers(cluster, seed)
+
+
+async def _die(place: Place, times: int, cluster: RestartableCluster, rng: random.Random) -> None:
+    victims = sorted(rng.choice(place.victims) for _ in range(times))
+    if rng.random() < 0.5:
+        victims.reverse()
+    armed: int | None = None
+    for number, victim in enumerate(victims):
+        if victim != armed:
+            await asyncio.to_thread(cluster.kill, victim)
+            _arm(cluster, victim, place, rng)
+        await cluster.killed(victim)
+        following = victims[number + 1] if number + 1 < times else None
+        armed = following if following == victim and not place.is_at_start else None
+        if armed is None:
+            cluster.start(victim)
+        else:
+            _arm(cluster, victim, place, rng)
+
+
+def _arm(cluster: RestartableCluster, victim: int, place: Place, rng: random.Random) -> None:
+    cluster.start(victim, f"{place.name}=kill@{rng.randint(1, place.most)}")
+
+
+async def _checkpoints(cluster: RestartableCluster, pushers: Pushers) -> None:
+    while True:
+        await take(cluster, pushers)
+        await asyncio.sleep(_BETWEEN_CHECKPOINTS)
+
+
+async def _visitors(cluster: RestartableCluster) -> None:
+    while True:
+        async with connect(cluster.address, "visited"):
+            pass
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("place", "mode"), CASES, ids=_id)
+async def test_a_server_dies_there_again_and_again(
+    place: Place, mode: Mode, fault_seed: int, tmp_path: Path
+) -> None:
+    await a_server_dies_there(place, mode, ALWAYS, fault_seed, tmp_path)

@@ -222,13 +222,16 @@ class LoadedJob:
 
 @dataclass(frozen=True, slots=True)
 class LoadPlan:
-    """What a shard is to load: of a checkpoint of ``shards`` under ``url``, or nothing.
+    """What a shard is to load: of a checkpoint under ``url``, or nothing.
 
-    An empty ``url`` is the server's own --checkpoint-dir.
+    An empty ``url`` is the server's own --checkpoint-dir. The checkpoint is that of ``shards``, taken on
+    ``timeline`` of ``cluster``: another one may have the same number.
     """
 
     url: str
     checkpoint: int | None
+    cluster: str
+    timeline: int
     shards: int
     jobs: tuple[LoadedJob, ...]
 

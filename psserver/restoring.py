@@ -39,7 +39,7 @@ def incarnation_base(timeline: int) -> int:
 
 def nothing(shards: int) -> Restored:
     """Return what a cluster becomes that has lost everything: it is empty."""
-    return Restored(None, {}, (LoadPlan("", None, shards, ()),) * shards)
+    return Restored(None, {}, (LoadPlan("", None, "", 0, shards, ()),) * shards)
 
 
 def read(
@@ -74,6 +74,8 @@ def read(
         LoadPlan(
             url,
             number,
+            manifest.header.cluster,
+            manifest.header.timeline,
             manifest.header.shards,
             tuple(_job_on(shard, job, updates.get(job.name, 0)) for job in jobs.values()),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from protocol.connection import Array
@@ -104,9 +104,7 @@ class ShardPart:
                 for slot in ("", *tensor.slots)
             ]
             try:
-                found = await self._persistence.run(
-                    checkpoint.load_arrays, storage, plan.checkpoint, wanted, plan.shards
-                )
+                found = await self._persistence.run(_load, storage, plan, wanted, self._shard.number)
             except OSError as error:
                 if not plan.url:
                     raise
@@ -134,8 +132,25 @@ class ShardPart:
         self._is_complete = False
         self._replaced()
         failpoint("restore.installed")
-        what = "nothing" if plan.checkpoint is None else f"checkpoint {plan.checkpoint}"
+        what = "nothing"
+        if plan.checkpoint is not None:
+            what = f"checkpoint {plan.checkpoint} of timeline {plan.timeline}"
         _log.warning("this shard's state was replaced by %s; timeline %d begins", what, timeline)
+
+
+def _load(storage: Storage, plan: LoadPlan, wanted: Sequence[Wanted], shard: int) -> dict[Wanted, Array]:
+    assert plan.checkpoint is not None  # noqa: S101 (there is something to load)
+    manifest = checkpoint.read_manifest(storage, plan.checkpoint)
+    if manifest.header != Header(plan.checkpoint, plan.shards, plan.cluster, plan.timeline):
+        raise CheckpointUnusable(
+            f"it is of timeline {manifest.header.timeline} of cluster {manifest.header.cluster}, not of "
+            f"timeline {plan.timeline} of cluster {plan.cluster}, which the coordinator has",
+            field="checkpoint",
+            value=plan.checkpoint,
+        )
+    return checkpoint.load_arrays(
+        storage, plan.checkpoint, wanted, plan.shards, shard=shard, manifest=manifest
+    )
 
 
 def open_foreign(url: str) -> Storage:

@@ -260,7 +260,13 @@ def load_shard(
 
 
 def load_arrays(
-    storage: Storage, number: int, wanted: Collection[Wanted], shards: int
+    storage: Storage,
+    number: int,
+    wanted: Collection[Wanted],
+    shards: int,
+    *,
+    shard: int | None = None,
+    manifest: Manifest | None = None,
 ) -> dict[Wanted, Array]:
     """Return parts of tensors, put together from the files of whichever shards had them.
 
@@ -271,15 +277,21 @@ def load_arrays(
         number: of the checkpoint.
         wanted: parts of tensors.
         shards: how many the checkpoint has.
+        shard: whose files come first. If all is there the others' need not be: its disk may be its own.
+        manifest: if given, the files must be what it says.
 
     Raises:
         CheckpointUnusable: a file is missing or damaged, or nobody had what is wanted.
         OSError: the storage cannot be read now.
     """
     directory = directory_of(number)
-    states = [read_shard_state(storage, number, shard) for shard in range(shards)]
-    sources = _by_key(entry for state in states for entry in state.arrays)
     targets = _by_key(dict.fromkeys(wanted))
+    first = [one for one in range(shards) if one == shard]
+    states = [read_shard_state(storage, number, one, manifest=manifest) for one in first]
+    if not first or not _covers(directory, wanted, states):
+        others = [one for one in range(shards) if one != shard]
+        states += [read_shard_state(storage, number, one, manifest=manifest) for one in others]
+    sources = _sources(states)
     for one in wanted:
         _check_covered(directory, one, sources.get(one.key, []))
     needed = [(state, some) for state in states if (some := _needed(state.arrays, targets))]
@@ -292,6 +304,20 @@ def load_arrays(
         parts = [(entry, [(one.start, found[one]) for one in ones]) for entry, ones in some]
         tensors_file.read_parts(storage, directory, state.file, parts)
     return found
+
+
+def _sources(states: Iterable[ShardState]) -> dict[str, list[ArrayEntry]]:
+    return _by_key(entry for state in states for entry in state.arrays)
+
+
+def _covers(directory: str, wanted: Iterable[Wanted], states: Sequence[ShardState]) -> bool:
+    sources = _sources(states)
+    try:
+        for one in wanted:
+            _check_covered(directory, one, sources.get(one.key, []))
+    except CheckpointUnusable:
+        return False
+    return True
 
 
 def _by_key(things: Iterable[Keyed]) -> dict[str, list[Keyed]]:

@@ -10,7 +10,7 @@ something else was invoked really came before it.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -77,11 +77,17 @@ class Pull:
     seen: Mapping[str, Halves]
 
 
+class Base(NamedTuple):
+    """A checkpoint with which a timeline began, and of which timeline it is."""
+
+    checkpoint: int
+    timeline: int
+
+
 @dataclass(slots=True)
 class Taken:
     """A checkpoint that was asked for; ``number`` is None if nobody knows what became of it."""
 
-    timeline: int
     invoked: int
     number: int | None = None
 
@@ -120,9 +126,9 @@ class History:
                 self.wrong.append(f"a pull of {name}: {error}")
         self.pulls.append(Pull(timeline, invoked, self.moment(), seen))
 
-    def take(self, timeline: int) -> Taken:
+    def take(self) -> Taken:
         """A checkpoint is about to be asked for."""
-        taken = Taken(timeline, self.moment())
+        taken = Taken(self.moment())
         self.checkpoints.append(taken)
         return taken
 
@@ -152,7 +158,7 @@ def log_violations(history: History, final: Mapping[str, Array]) -> list[str]:
 
 
 def snapshot_violations(
-    history: History, final: Mapping[str, Array], bases: Mapping[int, int | None]
+    history: History, final: Mapping[str, Array], bases: Mapping[int, Base | None]
 ) -> list[str]:
     """Say what is wrong if the cluster goes back to checkpoints; nothing if all is well.
 
@@ -237,31 +243,29 @@ _Cut = Taken | Literal["kept", "gone"]
 """How much of a timeline is in the final state: as much as a checkpoint, all, or nothing."""
 
 
-def _lineage(history: History, bases: Mapping[int, int | None]) -> dict[int, _Cut]:
+def _lineage(history: History, bases: Mapping[int, Base | None]) -> dict[int, _Cut]:
     """Return how much of each timeline is in the final state; those not named are gone."""
     timeline = max(bases)
     line: dict[int, _Cut] = {timeline: "kept"}
-    while (number := bases.get(timeline)) is not None:
-        taken = _checkpoint(history, number, before=timeline)
-        timeline = taken.timeline
+    while (base := bases.get(timeline)) is not None:
+        timeline = base.timeline
         if timeline in line:
-            raise ValueError(f"checkpoint {number} is of timeline {timeline}, which began from it")
-        line[timeline] = taken
+            raise ValueError(f"checkpoint {base.checkpoint} is of timeline {timeline}, which began from it")
+        line[timeline] = _checkpoint(history, base)
     return line
 
 
-def _checkpoint(history: History, number: int, before: int) -> Taken:
+def _checkpoint(history: History, base: Base) -> Taken:
     """Return a checkpoint; one whose number nobody was told may be any that was not answered."""
     for taken in history.checkpoints:
-        if taken.number == number:
+        if taken.number == base.checkpoint:
             return taken
-    unanswered = [taken for taken in history.checkpoints if taken.number is None and taken.timeline < before]
-    known = [taken for taken in history.checkpoints if taken.number is not None and taken.number < number]
-    earliest = max((taken.invoked for taken in known), default=-1)
-    possible = [taken for taken in unanswered if taken.invoked > earliest]
-    if not possible:
-        raise ValueError(f"checkpoint {number} was never asked for")
-    return possible[0]
+    before = [one for one in history.checkpoints if one.number is not None and one.number < base.checkpoint]
+    earliest = max((one.invoked for one in before), default=-1)
+    unanswered = [one for one in history.checkpoints if one.number is None and one.invoked > earliest]
+    if not unanswered:
+        raise ValueError(f"checkpoint {base.checkpoint} was never asked for")
+    return unanswered[0]
 
 
 def _wrong_timeline(tensor: str, halves: Halves, pushes: Sequence[Push], cut: _Cut) -> list[str]:

@@ -153,10 +153,10 @@ class Steppers(Pushers):
 
     async def _client(self, number: int) -> None:
         rng = random.Random(f"{self._seed} {number}")
-        settings = {"name": f"stepper-{number}", "staleness": 0.0, "workers": self._count}
-        async with connect(self._cluster.address, STEPS, **settings) as client:
+        name, workers = f"stepper-{number}", self._count
+        async with connect(self._cluster.address, STEPS, name=name, staleness=0.0, workers=workers) as client:
             for name, elements in TENSORS.items():
-                await client.create(name, np.zeros(elements, np.float32), SGD(lr=-float(self._count)))
+                await client.create(name, np.zeros(elements, np.float32), SGD(lr=float(self._count)))
             self._clients.append(client)
             while self._last is None or client.clock <= self._last:
                 await self._step(client, rng)
@@ -164,10 +164,10 @@ class Steppers(Pushers):
     async def _step(self, client: Client, rng: random.Random) -> None:
         names = rng.choice([("spread",), ("left",), ("right",), tuple(TENSORS)])
         push = self.history.push(names, max(timelines(client)))
-        gradients = {name: marked(push.number, TENSORS[name]) for name in names}
+        # All tensors, for a mean is over what was contributed to a tensor.
+        gradients = {name: np.zeros(elements, np.float32) for name, elements in TENSORS.items()}
+        gradients |= {name: -marked(push.number, TENSORS[name]) for name in names}  # which SGD subtracts
         try:
-            for name in TENSORS.keys() - names:  # a mean is over what was contributed to a tensor
-                gradients[name] = np.zeros(TENSORS[name], np.float32)
             await client.push_pull(gradients, ())
         except Fenced:
             await self._come_back(client)
@@ -218,10 +218,10 @@ async def _one(fault: Fault, cluster: RestartableCluster, pushers: Pushers, stac
 
 async def take(cluster: RestartableCluster, pushers: Pushers) -> bool:
     """Have a checkpoint taken and tell it to the history; return whether it was."""
-    taken = pushers.history.take((await cluster.status()).durability.timeline)
+    taken = pushers.history.take()
     done = await cluster.checkpoint()
     if done is not None:
-        taken.number, taken.timeline = done.checkpoint, cluster.timeline_of(done.checkpoint)
+        taken.number = done.checkpoint
     return done is not None
 
 

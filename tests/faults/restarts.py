@@ -16,19 +16,20 @@ from pathlib import Path
 from typing import Final, Literal, Self
 
 from protocol.addresses import join_address, split_address
-from protocol.errors import PSError
+from protocol.errors import ConnectionLost, PSError
 from protocol.messages import Checkpoint, Checkpointed
 from protocol.status import ClusterStatus
-from psserver.durability.checkpoint import read_manifest
-from psserver.durability.object_storage import open_storage
 from psworker.asking import ask, fetch_status
+from tests.faults.histories import Base
 from tests.integration.daemons import Daemon
 
 Mode = Literal["none", "snapshot", "log"]
 
 ANSWERS_WITHIN: Final = 30.0  # seconds
 _DEFECTS: Final = ("Traceback", "Task exception was never retrieved", "a task of this server failed")
-_REPLACED: Final = re.compile(r"state was replaced by (nothing|checkpoint \d+); timeline (\d+) begins")
+_REPLACED: Final = re.compile(
+    r"state was replaced by (?:nothing|checkpoint (\d+) of timeline (\d+)); timeline (\d+) begins"
+)
 
 
 class RestartableCluster:
@@ -173,7 +174,11 @@ class RestartableCluster:
 
     async def status(self) -> ClusterStatus:
         """Return the cluster's status, as soon as the coordinator answers."""
-        return await fetch_status(*split_address(self.address), within=ANSWERS_WITHIN)
+        while True:
+            try:
+                return await fetch_status(*split_address(self.address), within=ANSWERS_WITHIN)
+            except ConnectionLost:  # it died while it was asked
+                continue
 
     async def checkpoint(self) -> Checkpointed | None:
         """Have a checkpoint taken; None if it was given up, or nobody knows."""
@@ -189,15 +194,11 @@ class RestartableCluster:
         assert isinstance(reply, Checkpointed)
         return reply
 
-    def timeline_of(self, checkpoint: int) -> int:
-        """Return of which timeline a complete checkpoint is."""
-        return read_manifest(open_storage(str(self._place(0))), checkpoint).header.timeline
-
-    def bases(self) -> dict[int, int | None]:
+    def bases(self) -> dict[int, Base | None]:
         """Return from which checkpoint each timeline began, None for the first, as the servers say."""
-        found: dict[int, int | None] = {1: None}
-        for what, timeline in _REPLACED.findall(self.logs()):
-            found[int(timeline)] = None if what == "nothing" else int(what.removeprefix("checkpoint "))
+        found: dict[int, Base | None] = {1: None}
+        for number, before, timeline in _REPLACED.findall(self.logs()):
+            found[int(timeline)] = Base(int(number), int(before)) if number else None
         return found
 
     async def killed(self, number: int) -> str:

@@ -1,4 +1,4 @@
-"""Guarantees 2 to 4 at every place where a server may fail: it dies there, and no acknowledged push is lost."""
+"""Guarantees 2 to 4 at every place where a server may fail: it dies there, and nothing is lost."""
 
 import asyncio
 import random
@@ -19,7 +19,7 @@ Mode = Literal["snapshot", "log"]
 ALWAYS: Final = 20  # deaths at each place, in `make faults`
 LIVES_ON: Final = 30  # pushes after the last death
 _COORDINATOR: Final = 0
-_BETWEEN_CHECKPOINTS: Final = 0.05  # seconds
+_PAUSE: Final = 0.05  # seconds between two checkpoints, and between two visitors
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,7 @@ class Place:
     most: int = 3
     modes: tuple[Mode, ...] = ("snapshot", "log")
     synchronous: bool = False
+    apart: bool = False  # each server has a directory of its own
 
     @property
     def is_at_start(self) -> bool:
@@ -51,7 +52,8 @@ PLACES: Final = (
     Place("checkpoint.state-written"),
     Place("checkpoint.before-manifest", victims=(0,)),
     Place("checkpoint.after-manifest", victims=(0,)),
-    Place("checkpoint.prune"),
+    Place("checkpoint.prune", victims=(0,)),
+    Place("checkpoint.prune", victims=(1,), apart=True),
     Place("cut.held"),
     Place("cut.taken"),
     Place("cut.told"),
@@ -71,7 +73,9 @@ CASES: Final = [(place, mode) for place in PLACES for mode in place.modes]
 
 
 def _id(case: object) -> str:
-    return f"{case.name}{'-steps' * case.synchronous}" if isinstance(case, Place) else str(case)
+    if not isinstance(case, Place):
+        return str(case)
+    return f"{case.name}{'-steps' * case.synchronous}{'-apart' * case.apart}"
 
 
 def test_every_failpoint_is_here() -> None:
@@ -82,7 +86,10 @@ async def a_server_dies_there(place: Place, mode: Mode, times: int, seed: int, d
     """Have servers die at a place, so many times, while clients push, come, go, and checkpoints are taken."""
     rng = random.Random(f"{seed} {place.name} {mode}")
     flags = ("--checkpoint-every", "0s", "--keep", "2")
-    with RestartableCluster(directory, mode, flags=flags) as cluster, told(cluster, f"seed {seed}, {place}"):
+    with (
+        RestartableCluster(directory, mode, flags=flags, apart=place.apart) as cluster,
+        told(cluster, f"seed {seed}, {place}"),
+    ):
         pushers = await _pushers(place, mode, cluster, seed)
         async with asyncio.timeout(30 + 15 * times), asyncio.TaskGroup() as group:
             group.create_task(pushers.run())
@@ -137,13 +144,13 @@ def _arm(cluster: RestartableCluster, victim: int, place: Place, rng: random.Ran
 async def _checkpoints(cluster: RestartableCluster, pushers: Pushers) -> None:
     while True:
         await take(cluster, pushers)
-        await asyncio.sleep(_BETWEEN_CHECKPOINTS)
+        await asyncio.sleep(_PAUSE)
 
 
 async def _visitors(cluster: RestartableCluster) -> None:
     while True:
         async with connect(cluster.address, "visited"):
-            pass
+            await asyncio.sleep(_PAUSE)
 
 
 @pytest.mark.long

@@ -29,7 +29,8 @@ SNAPSHOT = (CHECKPOINT, KILL, CHECKPOINT, KILL_IN_CHECKPOINT, KILL_ALL)
 
 async def nothing_acknowledged_is_lost(seed: int, faults: int, directory: Path) -> None:
     schedule = Schedule.random(seed, LOG, faults, over=faults * EACH, targets=2)
-    with RestartableCluster(directory, "log", flags=("--checkpoint-every", "1s")) as cluster:
+    flags = ("--checkpoint-every", "1s")
+    with RestartableCluster(directory, "log", flags=flags, apart=seed % 2 == 1) as cluster:
         await make_tensors(cluster)
         pushers = Pushers(cluster, seed)
         fired = await push_through(schedule, cluster, pushers)
@@ -64,7 +65,7 @@ async def test_nothing_acknowledged_is_lost_over_and_over(
 async def it_goes_back_to_a_state_that_was(seed: int, faults: int, directory: Path) -> None:
     schedule = Schedule.random(seed, SNAPSHOT, faults, over=faults * EACH, targets=2)
     flags = ("--checkpoint-every", "0s", "--keep", "100")
-    with RestartableCluster(directory, "snapshot", flags=flags) as cluster:
+    with RestartableCluster(directory, "snapshot", flags=flags, apart=seed % 2 == 1) as cluster:
         await make_tensors(cluster)
         pushers = Pushers(cluster, seed)
         assert await take(cluster, pushers)

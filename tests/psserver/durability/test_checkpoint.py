@@ -5,7 +5,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -255,6 +255,21 @@ def test_only_what_is_wanted_is_read(written: LocalStorage) -> None:
         with pytest.raises(CheckpointUnusable, match="it is missing"):
             load_arrays(written, 1, [Wanted("digits", "w", 20, 70)], 3)
     assert_loaded(found, TENSORS, seed=1)
+
+
+def test_on_a_disk_of_its_own_a_shard_reads_its_own_files(written: LocalStorage) -> None:
+    (w,) = [entry for entry in read_shard_state(written, 1, 1).arrays if entry.key == "digits/w"]
+    own = Wanted("digits", "w", w.start, w.stop)
+    directory = Path(written.root) / "checkpoint-00000001"
+    with ExitStack() as stack:
+        for other in (0, 2):
+            stack.enter_context(changed(directory / f"shard-{other}.json", lambda _: None))
+        assert_loaded(load_arrays(written, 1, [own], 3, shard=1), TENSORS, seed=1)
+        with pytest.raises(CheckpointUnusable, match="it is missing") as raised:
+            load_arrays(written, 1, [Wanted("digits", "w", 0, w.stop)], 3, shard=1)
+        assert raised.value.value == "checkpoint-00000001/shard-0.json"
+        with pytest.raises(CheckpointUnusable, match="it is missing"):
+            load_arrays(written, 1, [own], 3, shard=2)
 
 
 # --- damage

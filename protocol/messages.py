@@ -666,7 +666,8 @@ class JoinShard:
     """A server offers itself as a shard, as number ``shard`` if it says one.
 
     ``cluster`` is what it was told when it joined before, and ``timeline`` what its state is of; 0: it has
-    none. ``lost`` says that the newest part of that state may be missing.
+    none. ``lost`` says that the newest part of that state may be missing. ``durability`` is what it keeps,
+    which must be the same on all.
     """
 
     op: ClassVar[str] = "join_shard"
@@ -677,6 +678,7 @@ class JoinShard:
     cluster: str | None = None
     timeline: int = 0
     lost: bool = False
+    durability: str = "none"
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,10 @@ class Inspection:
 
 
 def contents(inspection: Inspection, *, alone: bool) -> RenderableType:
-    """Return a table of all checkpoints, unless one was asked for ``alone``, and the newest in detail."""
+    """Return a table of all checkpoints, unless one was asked for ``alone``, and the newest in detail.
+
+    Of those that are damaged, all that are newer than the newest that is sound are told by file.
+    """
     newest = inspection.newest
     parts: list[RenderableType] = []
     if not alone:
@@ -74,7 +77,7 @@ def contents(inspection: Inspection, *, alone: bool) -> RenderableType:
         parts.append(Text("there is no complete checkpoint", style="red"))
     else:
         parts += _detail(newest.manifest) if newest.manifest else []
-        parts += _soundness(newest)
+        parts += _soundness(inspection, newest)
         if inspection.usable not in {None, newest.checkpoint}:
             parts.append(Text(f"checkpoint {inspection.usable} is the newest that is sound"))
     return Group(*parts)
@@ -153,10 +156,17 @@ def _nbytes(info: TensorInfo) -> int:
     return math.prod(info.spec.shape) * DTYPES[info.spec.dtype].itemsize
 
 
-def _soundness(found: Found) -> Iterator[RenderableType]:
-    if found.state == "sound":
-        yield Text(f"sound: {plural(found.files, 'file')}, every checksum right", style="green")
+def _soundness(inspection: Inspection, newest: Found) -> Iterator[RenderableType]:
+    """Say that the newest is sound, or else what is wrong with each that a server would pass over."""
+    if newest.state == "sound":
+        yield Text(f"sound: {plural(newest.files, 'file')}, every checksum right", style="green")
         return
+    for found in reversed(inspection.checkpoints):
+        if found.state == "damaged" and found.checkpoint > (inspection.usable or 0):
+            yield from _damage(found)
+
+
+def _damage(found: Found) -> Iterator[RenderableType]:
     yield Text(
         f"checkpoint {found.checkpoint} is damaged: {plural(len(found.problems), 'problem')}", style="red"
     )

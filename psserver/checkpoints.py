@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import protocol
 from protocol.documents import raw_document
@@ -40,18 +40,22 @@ _WRITE_AT_MOST: Final = 1800.0
 """Seconds that a shard may take to write its part, as long as it is heard of."""
 
 
+Disturbance = Literal["all", "members", "nothing"]
+"""What the shards may be told: all epochs and decisions, epochs of who the workers are, or neither."""
+
+
 @dataclass(frozen=True, slots=True)
 class Jobs:
     """What a checkpoint needs to know of the coordinator's jobs.
 
-    ``mark`` asks the workers for their markers, ``disturb`` says whether epochs and decisions may be told,
+    ``mark`` asks the workers for their markers, ``disturb`` says what the shards may be told meanwhile,
     ``missing`` names whose markers are not in, ``saved`` and ``state`` return what they are at this moment,
     ``changes`` a number that changes with it, ``at_work`` whether any worker is, ``serving`` whether the
     cluster has the state that it should have.
     """
 
     mark: Callable[[int], None]
-    disturb: Callable[[bool], None]
+    disturb: Callable[[Disturbance], None]
     missing: Callable[[], tuple[str, ...]]
     saved: Callable[[], tuple[SavedJob, ...]]
     state: Callable[[], dict[str, Any]]
@@ -196,15 +200,17 @@ class Checkpoints:
         taken = asyncio.get_running_loop().create_future()
 
         def take(snapshot: Snapshot) -> None:
+            self._jobs.disturb("nothing")
             if not taken.done():
                 taken.set_result((snapshot, self._jobs.saved(), self._jobs.state()))
                 self._changes_at_cut = self._jobs.changes()
 
-        self._jobs.disturb(False)
+        self._jobs.disturb("nothing")
         try:
             async with asyncio.timeout(_HOLD_AT_MOST):
                 self._shard.hold(number)
                 await self._links.ask_all(Hold(number))
+                self._jobs.disturb("members")
                 self._jobs.mark(number)
                 self._shard.cut(number, take, stays=stays)
                 await self._links.ask_all(Cut(number))
@@ -223,7 +229,7 @@ class Checkpoints:
             raise
         finally:
             if not stays:
-                self._jobs.disturb(True)
+                self._jobs.disturb("all")
 
     def saved(self, shard: int, request: Saved, files: tuple[SavedFile, ...]) -> None:
         """Take note that a shard has written its part, or why not."""

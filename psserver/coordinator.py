@@ -51,7 +51,7 @@ from protocol.sequences import fingerprint_of_work
 from protocol.status import ClusterStatus, DurabilityStatus, JobStatus, TensorStatus, Wait
 from protocol.tensors import DTYPES
 from psserver.call import Call
-from psserver.checkpoints import Jobs
+from psserver.checkpoints import Disturbance, Jobs
 from psserver.coordinated_job import Job
 from psserver.coordinator_state import job_doc, job_state, plain_finish, plain_leased
 from psserver.decisions import StepDecisions
@@ -114,7 +114,9 @@ class Coordinator:
         self._began = self._ticked = self._taken = clock()
         self._at_work: dict[Connection, tuple[Job, Worker]] = {}
         self._undisturbed = asyncio.Event()  # no cut is being prepared
+        self._members_may = asyncio.Event()  # or one that waits for workers' markers
         self._undisturbed.set()
+        self._members_may.set()
         self._untold: list[Callable[[], None]] = []  # decisions that became durable while a cut was prepared
         self.serving = asyncio.Event()
         self.changes = 0
@@ -131,7 +133,8 @@ class Coordinator:
     async def _announce(self, job: Job, gone: Sequence[Worker] = ()) -> None:
         """Tell every shard the job's epoch, and return when all follow it; these are ``gone`` from now on."""
         await self._durable(job)  # an incarnation must not be issued twice
-        await self._undisturbed.wait()
+        while not self._may_announce(job):
+            await (self._undisturbed if self._is_new_dial(job) else self._members_may).wait()
         if self._jobs.get(job.name) is not job:
             return  # another state has taken its place
         failpoint("membership.before-announce")
@@ -143,6 +146,21 @@ class Coordinator:
         failpoint("membership.announced")
         if epoch.number > job.agreed.epoch:
             job.agreed = Beat(epoch.number, epoch.staleness, epoch.since)
+
+    def _may_announce(self, job: Job) -> bool:
+        """Return whether a job's epoch may be told now.
+
+        While a cut waits for markers that is so where the epoch says no more than who works on a job that
+        needs them: a worker that is gone must not be waited for, and who is new is held.
+        """
+        return self._undisturbed.is_set() or (self._members_may.is_set() and not self._is_new_dial(job))
+
+    @staticmethod
+    def _is_new_dial(job: Job) -> bool:
+        """Return whether an epoch says more than who the workers are; in steps, that says more, too."""
+        agreed = job.agreed
+        same = agreed.epoch > 0 and (agreed.staleness, agreed.since) == (job.staleness, job.since)
+        return not same or job.staleness == 0
 
     def _has_jobs(self) -> bool:
         return bool(self._jobs)
@@ -231,9 +249,13 @@ class Coordinator:
             if store is not None and store.clocks.staleness:  # as the shards know it so far
                 connection.notify(Mark(checkpoint))
 
-    def _disturb(self, may: bool) -> None:
-        """Say whether epochs and decisions may be told; what has come up meanwhile is told then."""
-        if may:
+    def _disturb(self, by: Disturbance) -> None:
+        """Say which epochs and decisions may be told; what has come up meanwhile is told then."""
+        if by == "nothing":
+            self._members_may.clear()
+        else:
+            self._members_may.set()
+        if by == "all":
             self._undisturbed.set()
             untold, self._untold = self._untold, []
             for tell in untold:

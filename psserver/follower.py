@@ -122,7 +122,7 @@ class Follower:
                 if not await persistence.run(persistence.claim, joined.shard):
                     raise _taken(persistence, joined.shard)
                 await self._recover(persistence, joined.shard)
-            await persistence.run(persistence.set_stopped, joined.shard, None)
+            await self._forget_stop(persistence, joined.shard)
         failpoint("restart.joined")
         if joined.loads:
             self.serving = False
@@ -132,6 +132,12 @@ class Follower:
         early, self._early = self._early, None
         for follow in early or ():
             follow()
+
+    async def _forget_stop(self, persistence: Persistence, number: int) -> None:
+        if self.part is not None and self._recovered.unlogged:
+            self.part.goes_on_from_stop = True
+        else:
+            await persistence.run(persistence.set_stopped, number, None)
 
     def is_early(self, follow: Callable[[], None]) -> bool:
         """Return whether what the coordinator says waits, as ``follow``, until this shard is recovered."""

@@ -127,7 +127,7 @@ class Lead:
         if known is None or identity != known:
             await persistence.run(persistence.set_identity, identity)
         self._links.cluster, self._links.timeline = identity.cluster, identity.timeline
-        self._links.keeps_state = True
+        self.part.goes_on_from_stop = found.unlogged
         if exact:
             self._coordinator.take(found.jobs)
             if found.lost:
@@ -155,7 +155,8 @@ class Lead:
                         continue
                 break
             # Not before: who stops once more until now is what it was.
-            await self._persistence.run(self._persistence.set_stopped, 0, None)
+            if not self.part.goes_on_from_stop:
+                await self._persistence.run(self._persistence.set_stopped, 0, None)
             self._begin(self._links.timeline)
 
     def _begin(self, timeline: int) -> None:
@@ -347,7 +348,7 @@ class Lead:
 
     async def _freeze(self) -> tuple[Snapshot, dict[str, Any]]:
         """Return the coordinator's and its shard's last state; they do nothing any more."""
-        self._jobs.disturb(False)
+        self._jobs.disturb("nothing")
         return await self.part.freeze(), self._jobs.state()
 
 

@@ -55,7 +55,7 @@ class ShardLinks:
         own_address: the coordinator's, for the status.
         cluster: the name of this cluster.
         timeline: of its state.
-        keeps_state: servers have storage, so that one that has died may come back without its state.
+        durability: what all servers keep. Unless nothing, one that has died may come back without its state.
         must_load: some server has not the state that it should have: all have to load a checkpoint.
     """
 
@@ -74,7 +74,8 @@ class ShardLinks:
         self._own = own
         self.cluster = cluster
         self.timeline = 1
-        self.keeps_state = self.must_load = False
+        self.durability = "none"
+        self.must_load = False
         self._settings = settings
         self._missed = missed
         self._has_jobs = has_jobs
@@ -108,6 +109,12 @@ class ShardLinks:
                 field="cluster",
                 value=request.cluster,
             )
+        if request.durability != self.durability:
+            raise BadRequest(
+                f"the coordinator was started with {_flags(self.durability)}; start all servers alike",
+                field="durability",
+                value=request.durability,
+            )
         host = request.host or call.connection.peer.rpartition(":")[0]
         link = self._link(f"{host}:{request.port}", call.connection)
         shard = self._number_for(request)
@@ -128,7 +135,7 @@ class ShardLinks:
 
     def _number_for(self, request: JoinShard) -> int:
         free = [number for number, link in enumerate(self._links) if link is None]
-        if self.keeps_state:
+        if self._keeps_state:
             free += [number for number in range(1, len(self._links)) if self._is_away(number)]
         shard = request.shard if request.shard is not None else (free[0] if free else None)
         if shard is None:
@@ -137,13 +144,17 @@ class ShardLinks:
                 field="shards",
                 value=len(self._links),
             )
-        known = request.cluster is not None or (self.keeps_state and self._is_away(shard))
+        known = request.cluster is not None or (self._keeps_state and self._is_away(shard))
         returns = known and 0 < shard < len(self._links)
         if shard not in free and not returns:
             raise BadRequest(
                 f"that number is taken or not below --shards {len(self._links)}", field="shard", value=shard
             )
         return shard
+
+    @property
+    def _keeps_state(self) -> bool:
+        return self.durability != "none"
 
     def _is_away(self, shard: int) -> bool:
         link = self._links[shard] if 0 < shard < len(self._links) else None
@@ -357,6 +368,10 @@ class ShardLinks:
         state = "lost" if not link.connection.is_open else "suspect" if link.suspect else "ready"
         silent = max(0.0, self._now() - link.detector.heard)
         return ShardStatus(number, link.address, state, load, silent, link.problem)
+
+
+def _flags(durability: str) -> str:
+    return f"--durability {durability}{' and a --checkpoint-dir' if durability != 'none' else ''}"
 
 
 def _look_at(answer: Answer) -> None:

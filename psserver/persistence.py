@@ -25,6 +25,7 @@ from protocol.messages import SavedFile
 from psserver.durability import checkpoint, directories, documents
 from psserver.durability.checkpoint import SavedArray
 from psserver.durability.log import Batch, UpdateLog, recover
+from psserver.durability.log_writer import segment_names
 from psserver.durability.manifest import Header, Manifest, ShardState
 from psserver.durability.object_storage import open_storage
 from psserver.durability.storage import LocalStorage, Storage, read_all
@@ -283,9 +284,10 @@ class Persistence:
         """Return where a shard's log is."""
         return f"log/shard-{shard}"
 
-    def has_log(self, shard: int) -> bool:
-        """Return whether a shard has a log here."""
-        return bool(self.storage.names(self.log_directory(shard)))
+    def has_log(self, shard: int, segment: int = 0) -> bool:
+        """Return whether a shard has a log here, with anything in it from a segment on."""
+        names = segment_names(self.storage, self.log_directory(shard))
+        return any(name.number >= segment for name in names)
 
     def open_log(self, shard: int, segment: int, replay: Callable[[Batch], None]) -> UpdateLog:
         """Replay a shard's log from a segment on, and return it ready to go on; blocks.

@@ -2,6 +2,8 @@
 
 log         the newest complete checkpoint of its own part, and all that its log says came after
 snapshot    the checkpoint with which it stopped cleanly; if it did not, the cluster goes back to one
+
+A server that had no log and is to have one begins as ``snapshot`` does.
 """
 
 from __future__ import annotations
@@ -40,12 +42,15 @@ class Recovered:
         cluster: whose state it is; "" if there is none.
         timeline: what it is of; 0 if there is none.
         lost: the newest part may be missing.
+        unlogged: its update log goes on from the state with which it stopped, which must be kept as long as
+            no checkpoint has taken its place.
         jobs: the coordinator's.
     """
 
     cluster: str = ""
     timeline: int = 0
     lost: bool = False
+    unlogged: bool = False
     jobs: dict[str, Job] = field(default_factory=dict)
 
 
@@ -122,9 +127,9 @@ def _from_log(
     persistence: Persistence, shard: Shard, shards: int, failure: FailureSettings, now: float
 ) -> Recovered:
     found = Recovered()
-    segment = 1
     base = persistence.newest_own(shard.number, shards or None)
-    if base is not None:
+    segment = 1 if base is None else _segment(base[1].state, base[0].header.checkpoint)
+    if base is not None and segment is not None and persistence.has_log(shard.number, segment):
         manifest, state, arrays = base
         number = manifest.header.checkpoint
         found.jobs = _coordinators_jobs(
@@ -132,16 +137,26 @@ def _from_log(
         )
         found.cluster, found.timeline = manifest.header.cluster, manifest.header.timeline
         shard.install(state.state, arrays)
-        segment = _segment(state.state, number)
+    elif base is not None and segment is not None:
+        _log.error(
+            "the update log that goes on from checkpoint %d is not in %s",
+            base[0].header.checkpoint, persistence.log_directory(shard.number),
+        )  # fmt: skip
+    elif base is not None or persistence.stopped(shard.number) is not None:
+        found = _from_clean_stop(persistence, shard, shards, failure, now)
+        found.unlogged = bool(found.timeline)
+    is_lost = base is not None and not found.timeline
 
     def replay(batch: Batch) -> None:
+        if is_lost:
+            return
         _replay_cluster(batch.docs, found, persistence.settings.log_sync)
         shard.replay(batch)
         if not shard.number:
             replay_job(batch, found.jobs, shards, failure, now)
 
     try:
-        shard.journal.log = persistence.open_log(shard.number, segment, replay)
+        shard.journal.log = persistence.open_log(shard.number, segment or 1, replay)
     except BadRequest as error:
         raise CheckpointUnusable(
             f"the update log was damaged or written by another version: {error}",
@@ -151,10 +166,11 @@ def _from_log(
     return found
 
 
-def _segment(state: Mapping[str, Any], number: int) -> int:
+def _segment(state: Mapping[str, Any], number: int) -> int | None:
+    """Return the segment that begins at a checkpoint; None: it was taken without a log."""
     segment = state.get("segment")
     if segment is None:
-        return 1  # the checkpoint was taken without a log
+        return None
     if type(segment) is not int or segment < 1:
         raise CheckpointUnusable(
             f"checkpoint {number} names no segment of the log", field="segment", value=segment

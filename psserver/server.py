@@ -118,6 +118,11 @@ class ServerSettings:
     hello_within: float = 5.0
     name_waits_after: float = 1.0
 
+    @property
+    def keeps(self) -> str:
+        """What outlives the server: ``none``, ``snapshot`` or ``log``."""
+        return "none" if self.durability is None else self.durability.mode
+
 
 class Server:
     """One ``psserver``: listens from ``start`` to ``stop``."""
@@ -137,6 +142,7 @@ class Server:
             self._persistence = Persistence(settings.durability, self.metrics.log_fsync.observe)
         if settings.join is None:
             self._coordinator = Coordinator(self._shard, settings.shards, self._spawn, settings.failure)
+            self._coordinator.links.durability = settings.keeps
             if self._persistence is not None:
                 self._lead = Lead(
                     self._coordinator,
@@ -282,9 +288,8 @@ class Server:
         with _storage_named(settings.durability):
             number = await follower.recover(settings.shard)
         reachable = None if host in ("0.0.0.0", "::") else host  # noqa: S104 (compared, not bound)
-        offer = JoinShard(port, reachable, number)
-        if settings.advertise is not None:
-            offer = JoinShard(settings.advertise[1], settings.advertise[0], number)
+        own = (reachable, port) if settings.advertise is None else settings.advertise
+        offer = JoinShard(own[1], own[0], number, durability=settings.keeps)
         self._uplink = Uplink(
             lambda: self._dial_coordinator(*coordinator),
             UplinkSettings(offer, settings.reconnect_for, settings.failure.dead_after),

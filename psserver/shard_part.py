@@ -38,11 +38,14 @@ class ShardPart:
     Attributes:
         timeline: what the state is of; 0: there is none yet.
         saved: the last checkpoint of which its part was written; 0: none.
+        goes_on_from_stop: its update log goes on from the state with which it stopped, until there is a
+            checkpoint to go on from.
     """
 
     def __init__(self, shard: Shard, persistence: Persistence, replaced: Callable[[], None]) -> None:
         self.timeline = 0
         self.saved = 0
+        self.goes_on_from_stop = False
         self._state: Mapping[str, Any] | None = None  # as saved then
         self._is_complete = False  # all shards have written their parts of it
         self._shard = shard
@@ -82,6 +85,9 @@ class ShardPart:
         log = self._shard.journal.log
         await self._persistence.run(self._persistence.complete, manifest, self._shard.number, log)
         self._is_complete = manifest.header.checkpoint == self.saved
+        if self.goes_on_from_stop:
+            await self._persistence.run(self._persistence.set_stopped, self._shard.number, None)
+            self.goes_on_from_stop = False
 
     async def load(self, plan: LoadPlan) -> None:
         """Read and check what is to be installed; the state in use stays.

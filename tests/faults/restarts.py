@@ -12,12 +12,13 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Literal, Self
 
 from protocol.addresses import join_address, split_address
 from protocol.errors import ConnectionLost, PSError
-from protocol.messages import Checkpoint, Checkpointed
+from protocol.messages import Checkpoint, Checkpointed, Restore
 from protocol.status import ClusterStatus
 from psworker.asking import ask, fetch_status
 from tests.faults.histories import Base
@@ -193,6 +194,21 @@ class RestartableCluster:
             return None
         assert isinstance(reply, Checkpointed)
         return reply
+
+    async def restore(self, checkpoint: int) -> None:
+        """Have the cluster go back to a checkpoint, whether it does or dies of it."""
+        with suppress(PSError, OSError):
+            await ask(
+                *split_address(self.address),
+                Restore(str(self._place(0)), checkpoint, replace=True),
+                within=ANSWERS_WITHIN,
+                answer_within=ANSWERS_WITHIN,
+            )
+
+    async def all_there(self) -> None:
+        """Return when all servers have joined."""
+        while any(shard.state != "ready" for shard in (await self.status()).shards):
+            pass
 
     def bases(self) -> dict[int, Base | None]:
         """Return from which checkpoint each timeline began, None for the first, as the servers say."""

@@ -6,19 +6,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+import numpy as np
 import pytest
 
+from protocol.errors import Fenced
+from protocol.optimizers import Add
 from psserver.durability.failpoints import NAMES
-from psworker.client import connect
+from psworker.client import Client, connect
 from tests.faults.histories import log_violations, snapshot_violations
-from tests.faults.pushing import Pushers, Steppers, make_tensors, pull_all, take, told
+from tests.faults.pushing import JOB, Pushers, Steppers, make_tensors, pull_all, take, told
 from tests.faults.restarts import RestartableCluster
 
 Mode = Literal["snapshot", "log"]
 
 ALWAYS: Final = 20  # deaths at each place, in `make faults`
 LIVES_ON: Final = 30  # pushes after the last death
-_COORDINATOR: Final = 0
+ELEMENTS: Final = 40_000  # a block on each server
 _PAUSE: Final = 0.05  # seconds between two checkpoints, and between two visitors
 
 
@@ -160,3 +163,61 @@ async def test_a_server_dies_there_again_and_again(
     place: Place, mode: Mode, fault_seed: int, tmp_path: Path
 ) -> None:
     await a_server_dies_there(place, mode, ALWAYS, fault_seed, tmp_path)
+
+
+# --- a restore that an operator has asked for, with update logs
+
+
+async def a_restore_is_done_or_not_done(place: str, times: int, seed: int, directory: Path) -> None:
+    """Have a server die in the midst of restores; the others must not be left with half of it."""
+    rng = random.Random(f"{seed} {place}")
+    with (
+        RestartableCluster(directory, "log", flags=("--checkpoint-every", "0s")) as cluster,
+        told(cluster, f"seed {seed}, {place}"),
+    ):
+        async with connect(cluster.address, JOB) as client:
+            await client.create("w", np.zeros(ELEMENTS, np.float32), Add())
+            saved = set()
+            for _ in range(times):
+                saved.add(await _push(client))
+                taken = await cluster.checkpoint()
+                assert taken is not None
+                value, timeline = await _push(client), (await cluster.status()).durability.timeline
+                victim = rng.randrange(2)
+                await asyncio.to_thread(cluster.kill, victim)
+                cluster.start(victim, f"{place}=kill@1")
+                await cluster.all_there()
+                restoring = asyncio.create_task(cluster.restore(taken.checkpoint))
+                await cluster.killed(victim)
+                cluster.start(victim)
+                await restoring
+                after = await _push(client) - 1
+                is_done = (await cluster.status()).durability.timeline > timeline
+                assert after in saved if is_done else after == value
+
+
+async def _push(client: Client) -> float:
+    """Push once, and return how many pushes are counted, which must be the same for all elements."""
+    try:
+        await client.push({"w": np.ones(ELEMENTS, np.float32)})
+    except Fenced:
+        await client.pull("w")  # which joins again
+        await client.push({"w": np.ones(ELEMENTS, np.float32)})
+    values = await client.pull("w")
+    assert (values == values[0]).all()
+    return float(values[0])
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("place", ["restore.begin", "restore.loaded", "restore.installed"])
+async def test_a_restore_is_done_or_not_done_by_all(place: str, fault_seed: int, tmp_path: Path) -> None:
+    await a_restore_is_done_or_not_done(place, ALWAYS, fault_seed, tmp_path)
+
+
+# --- some of it, for the suite
+
+
+async def test_a_server_dies_at_any_place(fault_seed: int, tmp_path: Path) -> None:
+    place, mode = random.Random(fault_seed).choice(CASES)
+    await a_server_dies_there(place, mode, 2, fault_seed, tmp_path)

@@ -169,7 +169,10 @@ def _problem(options: argparse.Namespace) -> str | None:
     if options.checkpoint_dir and options.durability == "none":
         return "--durability none keeps nothing; leave --checkpoint-dir away, or say snapshot or log"
     if _mode(options) == "log" and "://" in options.checkpoint_dir:
-        return f"--checkpoint-dir {options.checkpoint_dir}: an update log needs a directory of this machine"
+        return (
+            f"--checkpoint-dir {options.checkpoint_dir}: an update log needs a directory of this machine; "
+            "give one, or say --durability snapshot"
+        )
     if not is_loopback(options.host) and not options.insecure:
         return (
             f"--host {options.host} lets other machines in, and nothing would be asked of them; "

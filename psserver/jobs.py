@@ -123,7 +123,8 @@ class JobStore:
 def fenced(worker: int) -> Fenced:
     """Return the error for a worker's incarnation that is out."""
     return Fenced(
-        "this incarnation of the worker is out: it was declared dead, was replaced, or has left; join again",
+        "this incarnation of the worker is out: it was declared dead, was replaced, or has left, or the "
+        "cluster went back to a checkpoint; join again",
         field="worker",
         value=worker,
     )

@@ -23,6 +23,7 @@ from protocol.errors import (
     CheckpointUnusable,
     ConnectionLost,
     JobMismatch,
+    NotReady,
     PSError,
 )
 from protocol.messages import Checkpointed, Install, Load, Request, Restore
@@ -120,6 +121,7 @@ class Lead:
         newest = await persistence.run(_newest, persistence.storage)
         if newest is not None:
             self.checkpoints.found(newest)
+            self._links.known = newest.header.shards
         failpoint("restart.recovered")
         identity = _identity(known, found)
         exact = known is None and not found.timeline and not await self._numbers()
@@ -181,7 +183,7 @@ class Lead:
             restored = restoring.nothing(len(self._links))
             await self._load(restored)
             _log.warning("there is no checkpoint: the cluster begins anew")
-        await self._install(restored)
+        await self._install(restored, is_foreign=False)
 
     async def _load_newest(self, storage: Storage, url: str, numbers: Sequence[int]) -> Restored | None:
         for number in reversed(numbers):
@@ -225,8 +227,12 @@ class Lead:
             await asyncio.gather(others, return_exceptions=True)
         await others
 
-    async def _install(self, restored: Restored) -> None:
-        """Have every shard become what it has loaded, on a new timeline."""
+    async def _install(self, restored: Restored, *, is_foreign: bool) -> None:
+        """Have every shard become what it has loaded, on a new timeline.
+
+        Unless the servers would find that by themselves the next time, a checkpoint of it is taken: it
+        ``is_foreign`` if it is not the newest of their own that is sound.
+        """
         timeline = self._links.timeline + 1
         self._coordinator.pause()
         self._links.must_load = True  # until all is done
@@ -234,10 +240,12 @@ class Lead:
         self._coordinator.take(restored.jobs)
         self._links.timeline = timeline
         await self._links.ask_all(Install(timeline))
-        if self._shard.journal.log is not None:
-            # The log goes on from a checkpoint of this timeline; what it held before is of no use.
-            self._begin_checkpoints(timeline)
+        self._begin_checkpoints(timeline)
+        # A log goes on from a checkpoint of this timeline, too; what it held before is of no use.
+        if is_foreign or self._shard.journal.log is not None:
             await self.checkpoints.take()
+        elif restored.manifest is not None:
+            self.checkpoints.found(restored.manifest)
         identity = Identity(self._links.cluster, timeline)
         await self._persistence.run(self._persistence.set_identity, identity)
         self._links.must_load = False
@@ -253,8 +261,11 @@ class Lead:
             JobMismatch: workers are at work, and it was not said to replace what they work on.
             BadRequest: the URL names no storage.
             CheckpointUnusable: it cannot be read; nothing has changed.
+            NotReady: a server is away, which would have to take part.
         """
         began = time.monotonic()
+        if not self._links.all_open():
+            raise NotReady("a server is away, and all are needed; see `psctl status`, and ask again")
         at_work = self._coordinator.at_work()
         if at_work and not request.replace:
             raise JobMismatch(
@@ -265,7 +276,7 @@ class Lead:
             )
         async with self._one:
             manifest, restored = await self._load_for(request)
-            await self._install(restored)
+            await self._install(restored, is_foreign=True)
             self._begin(self._links.timeline)
         seconds = time.monotonic() - began
         call.reply(Checkpointed(manifest.header.checkpoint, request.url, manifest.nbytes, seconds))

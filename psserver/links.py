@@ -56,6 +56,7 @@ class ShardLinks:
         cluster: the name of this cluster.
         timeline: of its state.
         durability: what all servers keep. Unless nothing, one that has died may come back without its state.
+        known: servers with these numbers have been here, and know their numbers if they come back.
         must_load: some server has not the state that it should have: all have to load a checkpoint.
     """
 
@@ -75,6 +76,7 @@ class ShardLinks:
         self.cluster = cluster
         self.timeline = 1
         self.durability = "none"
+        self.known = 0
         self.must_load = False
         self._settings = settings
         self._missed = missed
@@ -135,6 +137,7 @@ class ShardLinks:
 
     def _number_for(self, request: JoinShard) -> int:
         free = [number for number, link in enumerate(self._links) if link is None]
+        free.sort(key=lambda number: number < self.known)  # who has no number yet is new
         if self._keeps_state:
             free += [number for number in range(1, len(self._links)) if self._is_away(number)]
         shard = request.shard if request.shard is not None else (free[0] if free else None)

@@ -215,10 +215,18 @@ class Persistence:
     def save(self, header: Header, shard: int, snapshot: Snapshot) -> tuple[SavedFile, ...]:
         """Write a shard's part of a checkpoint; blocks.
 
+        What there is of those that were given up before is removed, and of this one if it cannot be written:
+        somebody may need the room.
+
         Raises:
             OSError: it cannot be written.
         """
-        return checkpoint.save_shard(self.storage, header, shard, snapshot.arrays, snapshot.state)
+        directories.remove_incomplete(self.storage, below=header.checkpoint)
+        try:
+            return checkpoint.save_shard(self.storage, header, shard, snapshot.arrays, snapshot.state)
+        except OSError:
+            directories.remove_incomplete(self.storage, below=header.checkpoint + 1)
+            raise
 
     def complete(self, manifest: Manifest, shard: int, log: UpdateLog | None) -> None:
         """Keep a checkpoint that all shards have written, and drop what it makes superfluous; blocks.

@@ -22,6 +22,7 @@ from protocol.errors import (
     BadTensor,
     CheckpointUnusable,
     ConnectionLost,
+    LogUnwritable,
     NotReady,
     PSError,
     ShuttingDown,
@@ -245,7 +246,10 @@ class Server:
             connection.abort()
         await asyncio.gather(*(connection.wait_closed() for connection in connections))
         if self._shard.journal.log is not None:
-            await self._shard.journal.log.close()
+            try:
+                await self._shard.journal.log.close()
+            except LogUnwritable as error:
+                _log.error("some updates were not made durable, and not acknowledged: %s", error)
         self._shard.close()
         if self._persistence is not None:
             self._persistence.close()
@@ -259,7 +263,11 @@ class Server:
                 elif self._follower is not None and self._uplink is not None:
                     await self._follower.stop(self._uplink)
         except (PSError, TimeoutError, OSError) as error:
-            _log.warning("no last checkpoint was taken: %s", error or f"not within {_LAST_WITHIN:g} s")
+            reason = str(error) or f"not within {_LAST_WITHIN:g} s"
+            if self._shard.journal.log is not None:
+                _log.info("no last checkpoint was taken, the update log has it all: %s", reason)
+            else:
+                _log.warning("no last checkpoint was taken: %s", reason)
 
     def _drop_clients(self) -> None:
         """End the connections of clients, which make new ones: the state is another one."""

@@ -58,10 +58,15 @@ class ShardPart:
 
         Raises:
             OSError: it cannot be written.
+            LogUnwritable: the update log that has to go on from it cannot be.
         """
+        if self._shard.journal.problem is not None:
+            raise self._shard.journal.problem
         files = await self._persistence.run(self._persistence.save, header, self._shard.number, snapshot)
         if self._shard.journal.log is not None:
-            await self._shard.journal.log.flush()  # the segment that goes on from it must be there, too
+            await self._shard.journal.log.flush(
+                at_once=True
+            )  # the segment that goes on from it must be there, too
         self.saved, self._state, self._is_complete = header.checkpoint, snapshot.state, False
         return files
 

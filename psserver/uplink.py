@@ -161,4 +161,4 @@ class Uplink:
                 continue
             _log.info("the link to the coordinator is back")
             return joined
-        raise Unreachable("the coordinator is gone; this shard cannot go on without it", field="join")
+        raise Unreachable("the coordinator is gone; this shard cannot go on without it")

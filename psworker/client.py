@@ -24,7 +24,7 @@ from protocol.addresses import split_address
 from protocol.buffers import BufferPool
 from protocol.connection import Answer, Traffic, check_length
 from protocol.documents import CATALOGUE
-from protocol.errors import BadRequest, Fenced, NotFinite, NotReady, PSError
+from protocol.errors import BadRequest, Fenced, LogUnwritable, NotFinite, NotReady, PSError
 from protocol.frames import VERSION
 from protocol.messages import (
     Attach,
@@ -75,6 +75,7 @@ _DESCRIBED: Final = 100
 
 _WATCH_EVERY: Final = 1.0  # seconds, for observers, who are told no heartbeat interval
 _GOODBYE_WITHIN: Final = 5.0  # seconds
+_UNWRITABLE_PAUSE: Final = 1.0  # seconds until a server that could not write its log is asked again
 
 
 @dataclass(frozen=True, slots=True)
@@ -439,20 +440,21 @@ class Client:
             UnknownTensor, BadTensor, NotFinite: a gradient is not usable. Nothing was changed.
             NotAMember: this client only observes.
             BadRequest: the weight is not a finite number, at least 0.
+            LogUnwritable: a server could not write its update log for ``reconnect_for`` seconds. What other
+                servers have of it is applied.
             Fenced: this worker was declared dead; what was not acknowledged may have been applied or not.
         """
         check_weight(weight, "weight")  # before it has a number, which such a push would not use up
         self._check_not_out()
         plan = plan_push(await self._infos(gradients), gradients)
         self._check_not_out()
-        answers = self._send_all(
-            [
-                _Numbered(shard, partial(_push, tuple(out.parts), self.clock, weight, done), out.arrays)
-                for shard, out in plan.items()
-            ]
-        )
+        sent = [
+            _Numbered(shard, partial(_push, tuple(out.parts), self.clock, weight, done), out.arrays)
+            for shard, out in plan.items()
+        ]
+        answers = self._send_all(sent)
         self._idle = False
-        await self._answers(answers)
+        await self._taken(sent, answers)
 
     async def push_pull(
         self,
@@ -497,7 +499,7 @@ class Client:
         answers = self._send_all(sent)
         self._idle = True
         try:
-            replies = await self._answers(answers)
+            replies = await self._taken(sent, answers)
         except asyncio.CancelledError:
             self.clock = max(self.clock, step + 1)  # the servers count the step as ended
             raise
@@ -561,6 +563,25 @@ class Client:
                 if len(one.arrays) + len(one.into or ()) > _DESCRIBED:
                     check_length(one.numbered(1 << 63))
         return [self._links[one.shard].send_once(one.numbered, one.arrays, one.into) for one in requests]
+
+    async def _taken(self, sent: Sequence[_Numbered], answers: list[Answer]) -> list[Any]:
+        """Await the answers to pushes; what a server refuses because its disk is full is sent again later."""
+        deadline = asyncio.get_running_loop().time() + self._reconnect_for
+        while True:
+            try:
+                return await self._answers(answers)
+            except LogUnwritable as error:
+                if asyncio.get_running_loop().time() > deadline:
+                    raise
+                _log.warning("%s; trying for %g s", error, self._reconnect_for)
+                await asyncio.sleep(_UNWRITABLE_PAUSE)
+                self._check_not_out()
+                answers = [
+                    self._links[one.shard].send_once(one.numbered, one.arrays, one.into)
+                    if isinstance(answer.exception(), LogUnwritable)
+                    else answer
+                    for one, answer in zip(sent, answers, strict=True)
+                ]
 
     async def _infos(self, names: Iterable[str]) -> list[TensorInfo]:
         tensors = self._tensors

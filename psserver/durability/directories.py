@@ -10,7 +10,7 @@ from psserver.durability.failpoints import failpoint
 from psserver.durability.manifest import MANIFEST_FILE
 from psserver.durability.storage import Storage
 
-__all__ = ["directory_of", "is_complete", "next_number", "number_of", "numbers", "prune"]
+__all__ = ["directory_of", "is_complete", "next_number", "number_of", "numbers", "prune", "remove_incomplete"]
 
 _DIRECTORY: Final = re.compile(r"checkpoint-([0-9]{8,18})")
 
@@ -53,6 +53,17 @@ def next_number(storage: Storage) -> int:
         OSError: the storage cannot be read now.
     """
     return max(numbers(storage), default=0) + 1
+
+
+def remove_incomplete(storage: Storage, below: int) -> None:
+    """Remove the checkpoints with numbers below ``below`` that are not complete, and that nobody is writing.
+
+    Raises:
+        OSError: one cannot be removed; call it again.
+    """
+    for number in numbers(storage):
+        if number < below and not is_complete(storage, number):
+            storage.remove(directory_of(number))
 
 
 def prune(storage: Storage, keep: int, *, also_keep: Collection[int] = ()) -> list[int]:

@@ -96,6 +96,7 @@ class UpdateLog:
         self._sync_timer: asyncio.TimerHandle | None = None
         self._retry_timer: asyncio.TimerHandle | None = None
         self._closing: asyncio.Future[None] | None = None
+        self._impatient: list[asyncio.Future[None]] = []  # flushes that are not to wait for room
         self._tries_left = 1  # when it is closed: a failed sync can be made good in another file
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -181,15 +182,20 @@ class UpdateLog:
         if self._loop is not None and self._closing is None:
             self._loop.call_soon_threadsafe(self._wake)
 
-    async def flush(self) -> None:
+    async def flush(self, *, at_once: bool = False) -> None:
         """Return when all that was appended so far would survive a power failure.
 
         Raises:
+            LogUnwritable: it cannot be made durable now, and it was to be done ``at_once``.
             RuntimeError: the log is closed.
         """
         if self._closing is not None:
             raise RuntimeError("the update log is closed")
+        if self.problem is not None and at_once:
+            raise self.problem
         durable = asyncio.get_running_loop().create_future()
+        if at_once:
+            self._impatient.append(durable)
         self._gathering.sync = True
         self.append(then=partial(_resolve, durable))
         await durable
@@ -282,6 +288,7 @@ class UpdateLog:
             self._observe_sync(seconds)
         self._begun = waiting.segment
         self._due += waiting.then
+        self._impatient = [durable for durable in self._impatient if not durable.done()]
         self._look_at_writer()
         self._work()  # before anybody is told, so that the disk has something to do meanwhile
 
@@ -308,6 +315,10 @@ class UpdateLog:
                 exc_info=defect,
             )
         self._trouble = str(error) or type(error).__name__
+        impatient, self._impatient = self._impatient, []
+        for durable in impatient:
+            if not durable.done():
+                durable.set_exception(self.problem or error)
         if self._queue[0].segment != segment:
             self._queue.appendleft(_Waiting(segment))
         self._queue[0].sync = True

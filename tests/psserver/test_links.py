@@ -161,6 +161,15 @@ async def test_servers_get_the_numbers_that_are_free_and_the_one_that_they_ask_f
             assert cluster.servers[0].is_ready()
 
 
+async def test_who_comes_without_a_number_is_given_one_that_nobody_knows_to_be_his() -> None:
+    async with running_cluster(4, started=1, failure=PATIENT) as cluster:
+        links_of(cluster).known = 3  # two servers are yet to come back that know their numbers
+        async with shard_by_hand(cluster) as new, shard_by_hand(cluster, shard=1) as known:
+            assert [new.joined.shard, known.joined.shard] == [3, 1]
+            async with shard_by_hand(cluster) as without_its_disk:
+                assert without_its_disk.joined.shard == 2
+
+
 @pytest.mark.parametrize(
     ("offer", "field", "value"),
     [

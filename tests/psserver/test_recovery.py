@@ -10,9 +10,10 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from protocol.errors import BadRequest, CheckpointFailed, Fenced
+from protocol.errors import BadRequest, CheckpointFailed, Fenced, LogUnwritable, NotReady
 from protocol.optimizers import SGD, Add
 from protocol.status import ClusterStatus
+from psserver.durability.failpoints import configure
 from psserver.persistence import DurabilitySettings
 from psserver.server import Server, ServerSettings
 from psworker.asking import fetch_status
@@ -177,6 +178,99 @@ async def test_all_servers_keep_the_same(first: Mode, second: Mode | None, tmp_p
     finally:
         await other.stop()
         await coordinator.stop()
+
+
+# --- an operator's restore
+
+
+@pytest.mark.parametrize("mode", ["snapshot", "log"])
+@pytest.mark.parametrize("separate", [False, True])
+async def test_a_restore_of_an_older_checkpoint_lasts(mode: Mode, separate: bool, tmp_path: Path) -> None:
+    async with durable_cluster(tmp_path, 2, mode, separate=separate) as cluster:
+        async with connect(cluster.address) as client:
+            await make(client)
+            await client.push({"w": ONES})
+            first = await cluster.checkpoint()
+            await client.push({"w": ONES})
+            await cluster.checkpoint()
+        place = tmp_path / "server-0" if separate else tmp_path
+        if separate:  # it must be a place that all servers see
+            for name in ("shard-1.json", "shard-1.safetensors"):
+                shutil.copy(tmp_path / "server-1/checkpoint-00000001" / name, place / "checkpoint-00000001")
+        await cluster.restore(place, checkpoint=first.checkpoint)
+        assert await observed(cluster) == 1
+        await cluster.kill(1, 0)
+        await cluster.start()
+        assert await observed(cluster) == 1
+
+
+async def test_a_restore_needs_all_servers(tmp_path: Path) -> None:
+    async with durable_cluster(tmp_path, 2) as cluster:
+        async with connect(cluster.address) as client:
+            await make(client)
+        await cluster.checkpoint()
+        await cluster.kill(1)
+        with pytest.raises(NotReady, match="a server is away"):
+            await cluster.restore(tmp_path)
+
+
+# --- the disk is full
+
+
+async def test_a_push_that_is_refused_is_sent_again_when_there_is_room(tmp_path: Path) -> None:
+    async with durable_cluster(tmp_path, 2, "log") as cluster, connect(cluster.address) as client:
+        await make(client)
+        configure("log.before-write=error:ENOSPC")
+        try:
+            waiting = asyncio.create_task(client.push({"w": ONES}))  # was taken before anybody knew
+            await holds(lambda: all(cluster[number]._shard.log_problem for number in (0, 1)))
+            refused = asyncio.create_task(client.push_pull({"w": ONES}))
+            await holds(lambda: cluster[1].metrics.requests["push_pull", "log_unwritable"] > 0)
+            with pytest.raises(CheckpointFailed, match="cannot be written"):
+                await cluster.checkpoint()
+            assert not refused.done()
+            assert not waiting.done()
+        finally:
+            configure("")
+        await asyncio.gather(waiting, refused)
+        assert await value(client) == 2
+
+
+async def test_after_a_while_a_push_that_is_refused_fails(tmp_path: Path) -> None:
+    async with (
+        durable_cluster(tmp_path, 1, "log") as cluster,
+        connect(cluster.address, reconnect_for=0.1) as client,
+    ):
+        await make(client)
+        configure("log.before-write=error:ENOSPC")
+        try:
+            waiting = asyncio.create_task(client.push({"w": ONES}))
+            await holds(lambda: bool(cluster[0]._shard.log_problem))
+            with pytest.raises(LogUnwritable, match="No space left"):
+                await client.push({"w": ONES})
+        finally:
+            configure("")
+        await waiting
+        assert await value(client) == 1
+
+
+async def test_a_server_stops_with_a_log_that_cannot_be_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with durable_cluster(tmp_path, 1, "log") as cluster, connect(cluster.address) as client:
+        await make(client)
+        await client.push({"w": ONES})
+        configure("log.before-write=error:ENOSPC")
+        try:
+            waiting = asyncio.create_task(client.push({"w": ONES}))
+            await holds(lambda: bool(cluster[0]._shard.log_problem))
+            await cluster.stop()
+        finally:
+            configure("")
+        assert "some updates were not made durable" in caplog.text
+        await cluster.start()
+        await waiting
+        assert await value(client) == 2
 
 
 # --- checkpoints beside workers that come, go and hang

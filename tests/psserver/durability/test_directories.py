@@ -11,6 +11,7 @@ from psserver.durability.directories import (
     number_of,
     numbers,
     prune,
+    remove_incomplete,
 )
 from psserver.durability.failpoints import configure
 from psserver.durability.storage import LocalStorage
@@ -120,3 +121,12 @@ def test_one_that_is_half_removed_is_incomplete_and_goes_the_next_time(storage: 
     assert [is_complete(storage, number) for number in (2, 3)] == [False, True]
     assert prune(storage, 1) == [2]
     assert verify(storage, 3) == []
+
+
+def test_what_was_given_up_makes_room(storage: LocalStorage) -> None:
+    write(storage, 2)
+    for number in (1, 3, 4, 5):
+        begin(storage, number)
+    remove_incomplete(storage, below=5)
+    assert numbers(storage) == [2, 5]
+    assert newest_usable(storage, report=print) is not None

@@ -712,6 +712,21 @@ async def test_a_full_disk_is_a_problem_until_there_is_room_again(
     assert "can be written again" in lines[1]
 
 
+async def test_who_cannot_wait_for_room_is_told_so() -> None:
+    disk = Disk(capacity=RESERVE + 1000, tells_free=True)
+    async with begun(disk) as appender:
+        await appender.append_and_wait()
+        disk.capacity = RESERVE
+        appender.append(1)
+        with pytest.raises(LogUnwritable, match="No space left"):
+            await appender.log.flush(at_once=True)
+        with pytest.raises(LogUnwritable, match="No space left"):
+            await appender.log.flush(at_once=True)
+        disk.capacity = None
+        await appender.log.flush()
+        await appender.log.flush(at_once=True)
+
+
 class Failure(logging.Handler):
     """Waits until a log has a problem, which it tells once."""
 

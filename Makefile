@@ -5,7 +5,7 @@ PIP := $(BIN)/pip --disable-pip-version-check --quiet
 # Processes that run tests: more than 2 processors, for tests also wait; more of them make each other wait.
 TESTERS := 3
 
-.PHONY: help demo test faults check bench clean
+.PHONY: help demo test faults failpoints check bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -17,7 +17,11 @@ test: .venv/dev.stamp ## the whole test suite
 	$(BIN)/pytest -n $(TESTERS) --dist loadgroup
 
 faults: .venv/dev.stamp ## what dies, hangs and breaks, for many seeds: about half an hour
-	$(BIN)/pytest tests/faults tests/integration -m "long or not long" --timeout 600
+	$(BIN)/pytest tests/faults tests/integration -m "long or not long" --timeout 600 \
+	  --ignore tests/faults/test_failpoints.py
+
+failpoints: .venv/dev.stamp ## servers that die at each named place, 20 times: about half an hour
+	$(BIN)/pytest tests/faults/test_failpoints.py -m long -n 2
 
 check: .venv/dev.stamp ## format, lint, types, import directions
 	$(BIN)/ruff format --check .

@@ -320,6 +320,28 @@ async def test_cancelling_leaves_the_job() -> None:
         await cluster.until(lambda status: status.jobs[0].workers[0].state == "left")
 
 
+async def test_cancelling_the_goodbye_ends_the_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    goodbye = asyncio.Event()
+
+    async def say_for_ever(client: Client) -> None:
+        goodbye.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Client, "_leave", say_for_ever)
+    async with running_cluster(2) as cluster:
+
+        async def come_and_go() -> None:
+            async with connect(cluster.address):
+                pass
+
+        task = asyncio.create_task(come_and_go())
+        await goodbye.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await cluster.until(lambda _: len(cluster.servers[1]._connections) == 1)  # the coordinator's
+
+
 @pytest.mark.parametrize(
     "address", ["", "127.0.0.1", ":7070", "127.0.0.1:0", "127.0.0.1:http", "h:65536", "h:²"]
 )

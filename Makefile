@@ -4,6 +4,8 @@ BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 # Processes that run tests: more than 2 processors, for tests also wait; more of them make each other wait.
 TESTERS := 3
+# Hundreds of processes are started by the tests: none of them is to compile the project anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help demo test faults failpoints check bench clean
 

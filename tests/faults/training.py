@@ -60,7 +60,9 @@ def worker_of(job: JobStatus, name: str) -> WorkerStatus:
     return found
 
 
-def write_job(directory: Path, staleness: float, *, seed: int = 0) -> Path:
+def write_job(
+    directory: Path, staleness: float, *, workers: int = WORKERS, epochs: int = EPOCHS, seed: int = 0
+) -> Path:
     """Write a linear regression whose chunks are many and small, and return its job file."""
     rng = random.Random(seed)
     rows = [[rng.gauss(0, 1) for _ in range(8)] for _ in range(ROWS)]
@@ -81,10 +83,10 @@ def write_job(directory: Path, staleness: float, *, seed: int = 0) -> Path:
         target = "y"
         chunk-rows = 50
         [train]
-        epochs = {EPOCHS}
+        epochs = {epochs}
         batch-size = 10
         staleness = {dial}
-        workers = {WORKERS}
+        workers = {workers}
         [optimizer]
         lr = 0.001
         [eval]
@@ -113,7 +115,7 @@ def start_training(
     return training
 
 
-def check_ledger(training: Training) -> JobStatus:
+def check_ledger(training: Training, epochs: int = EPOCHS) -> JobStatus:
     """Check that every chunk was counted exactly once in every epoch, and return the job's status."""
     job = training.job_status()
     assert job is not None
@@ -122,5 +124,5 @@ def check_ledger(training: Training) -> JobStatus:
     assert job.progress.chunks_done == job.progress.chunks
     held_out = {evaluation.examples for evaluation in job.progress.evaluations}
     assert len(held_out) == 1, "each evaluation saw all that is held out"
-    assert job.progress.train_examples == EPOCHS * (ROWS - held_out.pop())
+    assert job.progress.train_examples == epochs * (ROWS - held_out.pop())
     return job

@@ -145,7 +145,7 @@ class Shard:
         """Take a decision about a synchronous step."""
         job = self.jobs.get(decision.job)
         if job is None:
-            raise UnknownJob("no epoch of this job was announced", field="job", value=decision.job)
+            return  # no epoch of it was announced, so nothing of it is here
         steps = self._steps[job.name]
         if steps.decide(decision):
             self._spawn(self._settle(job, steps))

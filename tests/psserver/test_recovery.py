@@ -10,7 +10,14 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from protocol.errors import BadRequest, CheckpointFailed, Fenced, LogUnwritable, NotReady
+from protocol.errors import (
+    BadRequest,
+    CheckpointFailed,
+    Fenced,
+    InternalError,
+    LogUnwritable,
+    NotReady,
+)
 from protocol.optimizers import SGD, Add
 from protocol.status import ClusterStatus
 from psserver.durability.failpoints import configure
@@ -178,6 +185,23 @@ async def test_all_servers_keep_the_same(first: Mode, second: Mode | None, tmp_p
     finally:
         await other.stop()
         await coordinator.stop()
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+async def test_a_job_that_no_shard_has_heard_of_goes_on_after_a_restart(shards: int, tmp_path: Path) -> None:
+    async with durable_cluster(tmp_path, shards, "log") as cluster:
+        configure("membership.before-announce=error:EIO@1")  # nobody hears of it but the coordinator
+        try:
+            with pytest.raises(InternalError):
+                async with connect(cluster.address, staleness=0):
+                    pass
+        finally:
+            configure("")
+        await cluster.kill(0)
+        await cluster.start(0)
+        async with connect(cluster.address, staleness=0, name="other") as client:
+            await make(client)
+            assert await value(client) == 0
 
 
 # --- an operator's restore

@@ -19,7 +19,7 @@ test: .venv/dev.stamp ## the whole test suite
 	$(BIN)/pytest -n $(TESTERS) --dist loadgroup
 
 faults: .venv/dev.stamp ## what dies, hangs and breaks, for many seeds: about half an hour
-	$(BIN)/pytest tests/faults tests/integration -m "long or not long" --timeout 600 \
+	$(BIN)/pytest tests/faults tests/integration tests/benchmarks -m "long or not long" --timeout 600 \
 	  --ignore tests/faults/test_failpoints.py
 
 failpoints: .venv/dev.stamp ## servers that die at each named place, 20 times: about half an hour

@@ -46,9 +46,11 @@ Report = Callable[[CheckpointUnusable], None]
 """Is told of what is wrong; what it raises ends the reading."""
 
 _PIECE: Final = 8 * 1024 * 1024
-"""Bytes that are read or written at a time. Each time this thread needs the interpreter, and a nice thread that has it
-and loses its processor keeps those waiting who answer pushes: so not many times. Yet they stay in the cache between
-their checksum and the disk."""
+"""Bytes that are read or written at a time: in the cache between their checksum and the disk, and yet many.
+
+For each piece this thread needs the interpreter. A nice thread that has it and loses its processor keeps those
+waiting who answer pushes.
+"""
 
 _DAMAGE: Final = frozenset({errno.EIO, errno.EISDIR, errno.ENOTDIR, errno.ENODATA, errno.EBADMSG})
 """Errors that are about a file and not about the storage: they do not go away by themselves."""

@@ -219,6 +219,7 @@ def test_checkpoints_are_measured_with_real_processes(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 def test_the_log_is_measured_with_real_processes(tmp_path: Path) -> None:
     found = measure_dense(tmp_path, [100_000], 1, 0.1, ignore, [ONE])
     logged = [row.values[0] for row in found.rows if "written" in row.label]
@@ -229,6 +230,7 @@ def test_the_log_is_measured_with_real_processes(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 def test_restarts_are_measured_with_real_processes(tmp_path: Path) -> None:
     kills = measure_kills(tmp_path, 4_000_000, 1, 0.1, ignore)
     stops = measure_stops(tmp_path, 4_000_000, 1, 0.1, ignore)

@@ -53,7 +53,7 @@ def loss_of(job: JobStatus) -> float:
 def test_servers_that_die_change_nothing_about_the_result(fault_seed: int, tmp_path: Path) -> None:
     def loss(deaths: int) -> float:
         job = train_while_servers_die(
-            tmp_path, "log", 0.0, workers=1, deaths=deaths, epochs=2, seed=fault_seed
+            tmp_path, "log", 0.0, workers=1, deaths=deaths, epochs=1, seed=fault_seed
         )
         return loss_of(job)
 

@@ -48,8 +48,8 @@ Report = Callable[[CheckpointUnusable], None]
 _PIECE: Final = 8 * 1024 * 1024
 """Bytes that are read or written at a time: in the cache between their checksum and the disk, and yet many.
 
-For each piece this thread needs the interpreter. A nice thread that has it and loses its processor keeps those
-waiting who answer pushes.
+For each piece this thread needs the interpreter. A nice thread that has it and loses its processor keeps
+those waiting who answer pushes.
 """
 
 _DAMAGE: Final = frozenset({errno.EIO, errno.EISDIR, errno.ENOTDIR, errno.ENODATA, errno.EBADMSG})

@@ -24,7 +24,7 @@ from protocol.addresses import split_address
 from protocol.buffers import BufferPool
 from protocol.connection import Answer, Traffic, check_length
 from protocol.documents import CATALOGUE
-from protocol.errors import BadRequest, Fenced, LogUnwritable, NotFinite, NotReady, PSError
+from protocol.errors import BadRequest, ConnectionLost, Fenced, LogUnwritable, NotFinite, NotReady, PSError
 from protocol.frames import VERSION
 from protocol.messages import (
     Attach,
@@ -269,9 +269,10 @@ class Client:
         """
         async with self._joining:
             if self._fenced:
-                for link in self._links:
-                    link.fail(Fenced("this worker was declared dead", field="worker", value=self.name))
-                    await link.close()
+                out = Fenced("this worker was declared dead", field="worker", value=self.name)
+                for link in self._links:  # all of them, before anybody finds one of them closed
+                    link.fail(out)
+                await self._close()
                 await self._enter()
                 self._fenced = False
                 _log.warning("%s has joined job %s again", self.name, self.job)
@@ -290,6 +291,9 @@ class Client:
             _log.debug("could not say goodbye: %s", error)
 
     async def _close(self) -> None:
+        closed = ConnectionLost("the connection was closed at this end")
+        for link in self._links:  # also when this is cancelled
+            link.fail(closed)
         for link in self._links:
             await link.close()
 

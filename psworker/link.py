@@ -287,8 +287,11 @@ class Link(RefuseAll):
     # --- the end
 
     def fail(self, error: PSError) -> None:
-        """End the link: all that is under way, and all that comes, fails with ``error``."""
-        self._error = error
+        """End the link: all that is under way, and all that comes, fails with ``error``.
+
+        What comes fails with the first error of several: that is the reason, and not that it was closed then.
+        """
+        self._error = self._error or error
         if self._reconnecting is not None and self._reconnecting is not asyncio.current_task():
             self._reconnecting.cancel()
         waiting, self._waiting = self._waiting, []

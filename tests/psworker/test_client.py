@@ -3,6 +3,7 @@ import math
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from psserver.membership import FailureSettings
 from psworker import client as client_module
 from psworker.asking import change
 from psworker.client import Client, connect
+from psworker.link import Link
 from tests.cluster import EAGER, Cluster, full, holds, put_out, running_cluster, workers
 from tests.faults.proxy import Proxy
 from tests.faults.servers import proxied_cluster
@@ -318,6 +320,28 @@ async def test_cancelling_leaves_the_job() -> None:
         with pytest.raises(asyncio.CancelledError):
             await task
         await cluster.until(lambda status: status.jobs[0].workers[0].state == "left")
+
+
+async def test_joining_again_ends_no_push_of_the_former_self_as_if_its_connection_were_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with running_cluster(2) as cluster, connect(cluster.address) as client:
+        await client.create("w", np.zeros(40_000, np.float32))  # a block on each server
+        heartbeats = []
+
+        async def close(link: Link) -> None:
+            heartbeats.append(client._send_heartbeat())  # while the links are being closed
+            heartbeats[-1].add_done_callback(partial(client._heard, 1))
+            await original(link)
+
+        original = Link.close
+        monkeypatch.setattr(Link, "close", close)
+        await put_out(cluster, client)
+        with pytest.raises(Fenced):
+            await client.push({"w": np.ones(40_000, np.float32)})
+        await client.pull("w")  # which joins again
+        assert [type(beat.exception()) for beat in heartbeats] == [Fenced, Fenced]
+        await client.push({"w": np.ones(40_000, np.float32)})
 
 
 async def test_cancelling_the_goodbye_ends_the_links(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from protocol.errors import (
     BadFrame,
     BadTensor,
     ConnectionLost,
+    Fenced,
     FrameTooLarge,
     PSError,
     ShuttingDown,
@@ -648,6 +649,14 @@ async def test_after_the_end_nothing_is_sent() -> None:
             with pytest.raises(ConnectionLost):
                 await answer
         assert server.nothing_else()
+
+
+async def test_what_comes_after_the_end_is_told_its_reason() -> None:
+    async with linked() as (link, _):
+        link.fail(Fenced("out", field="worker", value=1))
+        await link.close()
+        with pytest.raises(Fenced):
+            await push(link)
 
 
 async def test_the_end_while_a_server_is_tried_again() -> None:

@@ -64,9 +64,8 @@ class ShardPart:
             raise self._shard.journal.problem
         files = await self._persistence.run(self._persistence.save, header, self._shard.number, snapshot)
         if self._shard.journal.log is not None:
-            await self._shard.journal.log.flush(
-                at_once=True
-            )  # the segment that goes on from it must be there, too
+            # The segment that goes on from it must be there, too.
+            await self._shard.journal.log.flush(at_once=True)
         self.saved, self._state, self._is_complete = header.checkpoint, snapshot.state, False
         return files
 

@@ -570,7 +570,7 @@ class Client:
 
     async def _taken(self, sent: Sequence[_Numbered], answers: list[Answer]) -> list[Any]:
         """Await the answers to pushes; what a server refuses because its disk is full is sent again later."""
-        deadline = asyncio.get_running_loop().time() + self._reconnect_for
+        deadline, joined = asyncio.get_running_loop().time() + self._reconnect_for, self.joined
         while True:
             try:
                 return await self._answers(answers)
@@ -579,7 +579,7 @@ class Client:
                     raise
                 _log.warning("%s; trying for %g s", error, self._reconnect_for)
                 await asyncio.sleep(_UNWRITABLE_PAUSE)
-                self._check_not_out()
+                self._check_not_out(joined)
                 answers = [
                     self._links[one.shard].send_once(one.numbered, one.arrays, one.into)
                     if isinstance(answer.exception(), LogUnwritable)
@@ -614,9 +614,9 @@ class Client:
         if self._fenced or self._joining.locked():
             await self.rejoin()
 
-    def _check_not_out(self) -> None:
-        """Refuse to go on with what a former incarnation began."""
-        if self._fenced:
+    def _check_not_out(self, since: Joined | None = None) -> None:
+        """Refuse to go on with what a former incarnation began: the present one, or that of ``since``."""
+        if self._fenced or (since is not None and since is not self.joined):
             raise Fenced(
                 "this worker was declared dead; pull, which joins again, and go on from there",
                 field="worker",

@@ -78,8 +78,10 @@ class Saved:
     second: Values
 
     def copy(self, place: Path) -> Path:
-        """Return a directory with the same checkpoints, as they are when servers were killed."""
-        shutil.copytree(self.directory, place)
+        """Return a directory with these two checkpoints, without any that restores have added since."""
+        for one in (ONE, OTHER):
+            shutil.copytree(self.directory / one, place / one)
+        shutil.copy(self.directory / "cluster.json", place)
         return place
 
 

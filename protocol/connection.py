@@ -201,6 +201,7 @@ class Connection(asyncio.BufferedProtocol):
         self._arriving_arrays: Sequence[Array] = ()
         self._arriving_for: Pending | None = None
         self._paused = False
+        self._owed = 0  # bytes of replies that are being made
         self._ended: asyncio.Future[None] | None = None
         self._error: PSError | None = None  # why no more requests can be sent
 
@@ -295,6 +296,17 @@ class Connection(asyncio.BufferedProtocol):
         if self._error is None and (request_id or not op):
             self._send(encode_error(request_id, error), ())
 
+    def owe(self, nbytes: int) -> None:
+        """Count the bytes of a reply that is being made as if they waited already; negative: no more.
+
+        Else a peer could ask for any number of them before the first one waits to be read.
+        """
+        self._owed += nbytes
+        if nbytes < 0:
+            self._read_on()
+        elif self._is_full and self._transport is not None:
+            self._transport.pause_reading()
+
     @property
     def is_open(self) -> bool:
         """Whether requests and replies can still be sent."""
@@ -371,10 +383,19 @@ class Connection(asyncio.BufferedProtocol):
             if pending is not None:
                 self._pending[request_id] = pending
             self._send(header, pending.arrays if pending is not None else ())
-        if self._server and self._transport is not None:
+        self._read_on()
+
+    def _read_on(self) -> None:
+        """Act on what a server has not looked at while it owed too much, and read more."""
+        if self._server and self._transport is not None and not self._is_full:
             self._process()
-            if not self._paused and self._error is None:
+            if not self._is_full and self._error is None and self._transport is not None:
                 self._transport.resume_reading()
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether a server's peer must first read its replies."""
+        return self._server and (self._paused or self._owed > _QUEUED)
 
     # --- receiving
 
@@ -382,7 +403,7 @@ class Connection(asyncio.BufferedProtocol):
         """Act on what has arrived, up to where a server's peer must first read its replies."""
         reader = self._reader
         try:
-            while self._error is None and not (self._server and self._paused):
+            while self._error is None and not self._is_full:
                 event = reader.next_event()
                 if event is None:
                     return

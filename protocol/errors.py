@@ -11,6 +11,7 @@ PSError
 │   ├── UnknownTensor        no such tensor in this job
 │   ├── SpecMismatch         the tensor exists with another dtype, shape or optimizer
 │   ├── BadTensor            dtype or size differ from what the server holds
+│   ├── UnknownKeys          a list of keys is named that the server does not remember: send it
 │   ├── NotFinite            NaN or infinity among the values
 │   ├── JobMismatch          the job exists with other settings
 │   ├── NotAMember           only workers that have joined may do this
@@ -56,6 +57,7 @@ __all__ = [
     "ShuttingDown",
     "SpecMismatch",
     "UnknownJob",
+    "UnknownKeys",
     "UnknownTensor",
     "Unreachable",
     "VersionMismatch",
@@ -159,6 +161,12 @@ class BadTensor(RequestError):
     """A tensor's dtype or number of elements is not what the server holds."""
 
     code = "BAD_TENSOR"
+
+
+class UnknownKeys(RequestError):
+    """A list of keys was named that the server does not, or no longer, remember; send the keys."""
+
+    code = "UNKNOWN_KEYS"
 
 
 class NotFinite(RequestError):

@@ -3,7 +3,8 @@
 A message travels as a map from field names to values; a dataclass inside a message travels as an array
 of its fields in order. What a field may hold is said by its annotation alone: ``int`` (0 to 2^63-1),
 ``float``, ``bool``, ``str``, ``T | None``, ``tuple[T, ...]``, another dataclass, and ``Annotated[T, check]``
-where ``check(value, field)`` raises ``BadRequest``. Fields with a default may be absent.
+where ``check(value, field)`` raises ``BadRequest``. Fields with a default may be
+absent, in arrays at the end.
 """
 
 from __future__ import annotations
@@ -16,7 +17,16 @@ from typing import Annotated, Any, Final, TypeVar, Union, get_args, get_origin, 
 
 from protocol.errors import BadRequest, shorten
 
-__all__ = ["Name", "Positive", "array_decoder", "array_encoder", "check_name", "decoder", "encoder"]
+__all__ = [
+    "Name",
+    "Positive",
+    "array_decoder",
+    "array_encoder",
+    "check_name",
+    "check_positive",
+    "decoder",
+    "encoder",
+]
 
 MAX_NAME: Final = 128
 _MAX_INT: Final = (1 << 63) - 1
@@ -44,13 +54,14 @@ def check_name(value: object, field: str) -> None:
         )
 
 
-def _check_positive(value: object, field: str) -> None:
+def check_positive(value: object, field: str) -> None:
+    """Raise ``BadRequest`` unless ``value``, a number, is 1 or more."""
     if not value:
         raise BadRequest("expected 1 or more", field=field, value=value)
 
 
 Name = Annotated[str, check_name]
-Positive = Annotated[int, _check_positive]
+Positive = Annotated[int, check_positive]
 
 
 def _int(value: Any, field: str) -> int:
@@ -132,15 +143,16 @@ def _field_decoders(cls: type) -> list[tuple[str, Decode]]:
 def array_decoder(cls: type) -> Decode:
     """Return a function that makes a ``cls`` of the array of its fields, or raises ``BadRequest``."""
     decoders = _field_decoders(cls)
+    least = sum(f.default is _REQUIRED for f in dataclasses.fields(cls))
 
     def make(*items: Any) -> Any:
-        return cls(*[inner(item, name) for (name, inner), item in zip(decoders, items, strict=True)])
+        return cls(*[inner(item, name) for (name, inner), item in zip(decoders, items, strict=False)])
 
     # Typed, for 1 == True == 1.0. What is refused is not remembered.
     remembered = lru_cache(_REMEMBERED, typed=True)(make) if getattr(cls, "recurs", False) else make
 
     def decode(value: Any, field: str) -> Any:
-        if type(value) is not list or len(value) != len(decoders):
+        if type(value) is not list or not least <= len(value) <= len(decoders):
             names = ", ".join(name for name, _ in decoders)
             raise BadRequest(f"expected an array of {names}", field=field, value=value)
         try:
@@ -212,18 +224,18 @@ def array_encoder(cls: Any) -> Encode:
 def encoder(cls: type[T]) -> Callable[[T], dict[str, Any]]:
     """Return a function that makes of a ``cls`` the map that msgpack carries.
 
-    A None that is the field's default is left out.
+    A None or an empty tuple that is the field's default is left out.
     """
     fields = [
-        (name, plain, f.default is None)
+        (name, plain, f.default if f.default in (None, ()) else _REQUIRED)
         for (name, plain), f in zip(_field_encoders(cls), dataclasses.fields(cls), strict=True)  # type: ignore[arg-type]
     ]
 
     def encode(message: T) -> dict[str, Any]:
         found = {}
-        for name, plain, optional in fields:
+        for name, plain, left_out in fields:
             value = getattr(message, name)
-            if value is not None or not optional:
+            if value is not left_out:
                 found[name] = value if plain is None else plain(value)
         return found
 

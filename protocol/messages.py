@@ -21,6 +21,7 @@ import msgpack
 from protocol.errors import BadRequest, PSError, error_from_wire
 from protocol.fields import Name, Positive, decoder, encoder
 from protocol.optimizers import OptimizerSpec
+from protocol.tables import VALUES, Rows, Table
 from protocol.tensors import DTypeName, Part, Shape
 
 __all__ = [
@@ -126,16 +127,20 @@ WorkKind = Annotated[str, _check_kind]
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """What a dense tensor is; two creators must agree on it."""
+    """What a tensor is; two creators must agree on it.
+
+    The shape of a sparse ``table`` is ``(HASH_SLOTS,)``: its blocks are ranges of slots.
+    """
 
     dtype: DTypeName
     shape: Shape
     optimizer: OptimizerSpec
+    table: Table | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Elements ``start`` to ``stop`` of a tensor, in C order, live on ``shard``."""
+    """Elements ``start`` to ``stop`` of a tensor, in C order, or such slots of a table, live on ``shard``."""
 
     shard: int
     start: int
@@ -200,7 +205,10 @@ class SavedFiles:
 
 @dataclass(frozen=True, slots=True)
 class LoadedTensor:
-    """A tensor whose elements ``start`` to ``stop`` a shard is to load, with the optimizer's ``slots``."""
+    """A tensor whose elements ``start`` to ``stop`` a shard is to load.
+
+    ``slots`` are its optimizer's. A table's rows are those of its slots of hashes from ``start`` to ``stop``.
+    """
 
     name: Name
     spec: Spec
@@ -283,6 +291,7 @@ class Welcome:
     """``shard`` of ``shards`` answers, and takes frames with payloads up to ``max_frame`` bytes.
 
     Where the ``timeline`` is another than before, the state may be, too: tensors may have moved or gone.
+    The numbers of tables' rows may travel as any of ``values``.
     """
 
     version: int
@@ -291,6 +300,7 @@ class Welcome:
     shards: int
     max_frame: int
     timeline: int = 0
+    values: tuple[str, ...] = VALUES
 
 
 @dataclass(frozen=True, slots=True)
@@ -439,7 +449,10 @@ class Ping:
 
 @dataclass(frozen=True, slots=True)
 class Init:
-    """Fill this shard's block of a tensor that is being created: its elements from ``start`` on."""
+    """Fill this shard's block of a tensor that is being created: its elements from ``start`` on.
+
+    A table's block has no payload, and ends at ``stop``.
+    """
 
     op: ClassVar[str] = "init"
     reply: ClassVar[type] = Empty
@@ -448,20 +461,30 @@ class Init:
     attempt: int
     tensors: tuple[Part, ...]
     start: int = 0
+    stop: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Pull:
-    """Send the blocks of these tensors that live here."""
+    """Send the blocks of these tensors that live here, then the rows of tables that are ``wanted``.
+
+    The payload holds the keys of what is wanted, unless they are known.
+    """
 
     op: ClassVar[str] = "pull"
     reply: ClassVar[type] = Pulled
     names: tuple[Name, ...]
+    wanted: tuple[Rows, ...] = ()
+    tensors: tuple[Part, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Push:
-    """Apply gradients; at staleness 0, count them into the worker's current step."""
+    """Apply gradients; at staleness 0, count them into the worker's current step.
+
+    The payload holds gradients of whole blocks, and then for each of ``rows`` its keys, unless they are
+    known, and the gradients of those rows. Gradients of a key that comes twice are summed.
+    """
 
     op: ClassVar[str] = "push"
     reply: ClassVar[type] = Pushed
@@ -470,11 +493,14 @@ class Push:
     seq: Positive
     weight: Weight = 1.0
     done: Done | None = None
+    rows: tuple[Rows, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class PushPull:
-    """Push, end the worker's step, and send back the blocks of ``names`` as they are after it.
+    """Push, end the worker's step, and send back ``names`` and ``wanted`` as they are after it.
+
+    The payload is that of ``Push``, and then that of ``Pull``.
 
     Weight 0 says that the worker had nothing to do in this step: no gradient of it is waited for.
     """
@@ -487,6 +513,8 @@ class PushPull:
     seq: Positive
     weight: Weight = 1.0
     done: Done | None = None
+    rows: tuple[Rows, ...] = ()
+    wanted: tuple[Rows, ...] = ()
 
 
 # --- requests that the coordinator answers

@@ -12,6 +12,7 @@ __all__ = [
     "DurabilityStatus",
     "Evaluation",
     "JobStatus",
+    "Load",
     "Mean",
     "Progress",
     "ShardStatus",
@@ -23,9 +24,26 @@ __all__ = [
 
 
 @dataclass(frozen=True, slots=True)
+class Load:
+    """What a server has to do: since it started, and now.
+
+    ``bytes`` are those of parameters with all that optimizers keep, ``rows`` those of sparse tables.
+    ``requests`` are pushes and pulls, ``keys`` those of rows in them; the rates are over the last heartbeats.
+    """
+
+    bytes: int = 0
+    rows: int = 0
+    requests: int = 0
+    keys: int = 0
+    requests_per_second: float = 0.0
+    keys_per_second: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class ShardStatus:
     """One server: ``state`` is ``joining``, ``ready``, ``suspect`` (late with its heartbeat) or ``lost``.
 
+    ``parameters_bytes`` are those of the dense tensors placed there, ``load`` is what it told last.
     ``heartbeat_age`` is in seconds; 0 for the coordinator, which asks itself. ``problem`` says why its update
     log cannot be written, so that updates are refused there; ``""``: there is no such problem.
     """
@@ -36,6 +54,7 @@ class ShardStatus:
     parameters_bytes: int
     heartbeat_age: float
     problem: str = ""
+    load: Load = Load()
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,21 +129,23 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Waits:
-    """What a shard's heartbeat tells: who waits there, and a ``problem`` as in its status."""
+    """What a shard's heartbeat tells: who waits there, a ``problem`` as in its status, and its load."""
 
     waits: tuple[Wait, ...]
     problem: str = ""
+    load: Load = Load()
 
 
 @dataclass(frozen=True, slots=True)
 class TensorStatus:
-    """A tensor and the number of servers that hold blocks of it."""
+    """A tensor and how many servers hold blocks of it; ``dim`` is that of a table's rows, else 0."""
 
     name: Name
     dtype: str
     shape: tuple[int, ...]
     optimizer: str
     shards: int
+    dim: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from protocol.messages import TensorInfo
-from protocol.optimizers import OptimizerSpec
+from protocol.optimizers import OptimizerSpec, ScheduleSpec
 from protocol.tensors import DTYPES
 from psctl.figures import count, plural, printable, size, togetherness
 from psctl.tables import add, indented, table
@@ -130,8 +130,8 @@ def _detail(manifest: Manifest) -> Iterator[RenderableType]:
 def _job(job: SavedJob) -> Iterator[RenderableType]:
     yield Text(f"job {printable(job.name)}", style="bold")
     how = f"{togetherness(job.staleness)} (staleness {job.staleness:.0f})"
-    numbers = sum(_nbytes(info) for info in job.tensors)
-    facts = f"{how}, step {count(job.clock)}, {plural(job.updates, 'update')}, {size(numbers)} of parameters"
+    numbers = size(sum(_nbytes(info) for info in job.tensors if info.spec.table is None))
+    facts = f"{how}, step {count(job.clock)}, {plural(job.updates, 'update')}, {numbers} of dense parameters"
     yield indented(Text(facts))
     if job.tensors:
         yield Text()
@@ -142,14 +142,24 @@ def _job(job: SavedJob) -> Iterator[RenderableType]:
 def _tensors(job: SavedJob) -> RenderableType:
     drawn = table("<tensor", "<dtype", "<shape", "<optimizer", ">size", ">shards")
     for info in job.tensors:
-        shape = " x ".join(map(str, info.spec.shape)) or "scalar"
         optimizer, blocks = _optimizer(info.spec.optimizer), str(len(info.blocks))
-        add(drawn, info.name, info.spec.dtype, shape, optimizer, size(_nbytes(info)), blocks)
+        nbytes = "-" if info.spec.table else size(_nbytes(info))  # the manifest tells no numbers of rows
+        add(drawn, info.name, info.spec.dtype, _shape(info), optimizer, nbytes, blocks)
     return drawn
 
 
+def _shape(info: TensorInfo) -> str:
+    if info.spec.table is not None:
+        return f"rows x {info.spec.table.dim}"
+    return " x ".join(map(str, info.spec.shape)) or "scalar"
+
+
 def _optimizer(spec: OptimizerSpec) -> str:
-    return " ".join((spec.name, *(f"{setting.name}={setting.value:g}" for setting in spec.settings)))
+    return " ".join(_words(spec) if spec.schedule is None else (*_words(spec), *_words(spec.schedule)))
+
+
+def _words(spec: OptimizerSpec | ScheduleSpec) -> list[str]:
+    return [spec.name, *(f"{setting.name}={setting.value:g}" for setting in spec.settings)]
 
 
 def _nbytes(info: TensorInfo) -> int:

@@ -135,12 +135,17 @@ def _last_evaluation(progress: Progress) -> str:
 
 
 def _servers(shards: Sequence[ShardStatus]) -> Table:
-    drawn = table("<shard", "<address", "<state", ">parameters", ">silent")
+    with_rows = any(shard.load.rows for shard in shards)
+    columns = ("<shard", "<address", "<state", ">parameters", ">requests/s")
+    drawn = table(*columns, *((">rows", ">keys/s") if with_rows else ()), ">silent")
     for shard in shards:
         # The coordinator, shard 0, is the one that answers.
         silent = silence(shard.heartbeat_age) if shard.shard and shard.state != "joining" else "-"
-        parameters = size(shard.parameters_bytes)
-        add(drawn, str(shard.shard), shard.address, _state(shard.state), parameters, silent)
+        load = shard.load
+        parameters = size(max(shard.parameters_bytes, load.bytes))
+        rows = [count(load.rows), count(load.keys_per_second)] if with_rows else []
+        rate = count(load.requests_per_second)
+        add(drawn, str(shard.shard), shard.address, _state(shard.state), parameters, rate, *rows, silent)
     return drawn
 
 
@@ -186,7 +191,7 @@ def _while_live(worker: WorkerStatus, number: float) -> str:
 def _tensors(tensors: Sequence[TensorStatus]) -> Table:
     drawn = table("<tensor", "<dtype", "<shape", "<optimizer", ">shards")
     for tensor in tensors:
-        shape = " x ".join(map(str, tensor.shape)) or "scalar"
+        shape = f"rows x {tensor.dim}" if tensor.dim else " x ".join(map(str, tensor.shape)) or "scalar"
         add(drawn, tensor.name, tensor.dtype, shape, tensor.optimizer, str(tensor.shards))
     return drawn
 

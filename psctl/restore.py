@@ -130,7 +130,7 @@ def _job(job: JobStatus) -> _Job:
 
 
 def _nbytes(tensor: TensorStatus) -> int:
-    return math.prod(tensor.shape) * DTYPES[tensor.dtype].itemsize
+    return 0 if tensor.dim else math.prod(tensor.shape) * DTYPES[tensor.dtype].itemsize
 
 
 def _lines(restored: _Restored) -> Iterator[str]:

@@ -233,7 +233,7 @@ def _check_blocks(info: TensorInfo) -> None:
 
 
 def _mismatch(name: str, has: Spec, wanted: Spec) -> SpecMismatch:
-    for field_name in ("dtype", "shape", "optimizer"):
+    for field_name in ("dtype", "shape", "optimizer", "table"):
         old, new = getattr(has, field_name), getattr(wanted, field_name)
         if old != new:
             return SpecMismatch(

@@ -131,6 +131,12 @@ def _parser() -> configargparse.ArgParser:
     parser.add_argument(
         "--max-frame", type=size, default="1GiB", metavar="SIZE", help="largest payload of a frame accepted"
     )
+    parser.add_argument(
+        "--kernels",
+        choices=["compiled", "numpy"],
+        default="compiled",
+        help="what computes sparse tables: kernels that Numba compiles once, where it is installed, or NumPy",
+    )
     parser.add_argument("--max-connections", type=int, default=1024, metavar="N", help="connections accepted")
     parser.add_argument("--ready-file", metavar="FILE", help="write the addresses there as JSON once bound")
     parser.add_argument(
@@ -194,6 +200,7 @@ async def _serve(options: argparse.Namespace, stop: asyncio.Event) -> int:
         reconnect_for=options.reconnect_for,
         max_frame=options.max_frame,
         max_connections=options.max_connections,
+        compiled=options.kernels == "compiled",
     )
     try:
         server = Server(settings)

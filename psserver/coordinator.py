@@ -46,10 +46,10 @@ from protocol.messages import (
     Spec,
     Status,
     StatusReport,
+    TensorInfo,
 )
 from protocol.sequences import fingerprint_of_work
 from protocol.status import ClusterStatus, DurabilityStatus, JobStatus, TensorStatus, Wait
-from protocol.tensors import DTYPES
 from psserver.call import Call
 from psserver.checkpoints import Disturbance, Jobs
 from psserver.coordinated_job import Job
@@ -63,9 +63,9 @@ from psserver.journal import plain_done
 from psserver.leases import Ledger
 from psserver.links import ShardLinks
 from psserver.membership import FailureSettings, Membership, Worker
-from psserver.placement import load_of, place
+from psserver.placement import load_of, place_tensor
 from psserver.shard import NAMED, Shard, Spawn
-from psserver.store.dense import check_spec
+from psserver.store.spec import check_spec
 
 __all__ = ["Coordinator"]
 
@@ -749,10 +749,9 @@ class Coordinator:
             self._record(job, then=partial(call.reply, created), changed=("tensors",))
 
     def _placed(self, spec: Spec) -> tuple[Block, ...]:
-        itemsize = DTYPES[spec.dtype].itemsize
-        blocks = place(math.prod(spec.shape), itemsize, self.links.loads())
-        for block in blocks:
-            self.links.place(block.shard, (block.stop - block.start) * itemsize)
+        blocks = place_tensor(spec, self.links.loads())
+        for shard, nbytes in load_of([TensorInfo("new", spec, blocks)]).items():
+            self.links.place(shard, nbytes)
         return blocks
 
     def initialised(self, call: Call, session: Session, request: Initialised) -> None:
@@ -800,7 +799,12 @@ class Coordinator:
         store = self._shard.jobs.get(job.name)
         tensors = tuple(
             TensorStatus(
-                info.name, info.spec.dtype, info.spec.shape, info.spec.optimizer.name, len(info.blocks)
+                info.name,
+                info.spec.dtype,
+                info.spec.shape,
+                info.spec.optimizer.name,
+                len(info.blocks),
+                info.spec.table.dim if info.spec.table is not None else 0,
             )
             for info in job.tensors
         )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from protocol.errors import Fenced, NotAMember, UnknownTensor
+from protocol.errors import BadTensor, Fenced, NotAMember, UnknownTensor
 from protocol.messages import Done, Epoch
+from psserver.arriving import Asked, Block, KnownKeys
+from psserver.backups import Backups
 from psserver.call import Call
 from psserver.consistency import Clocks
 from psserver.sequences import Sequence as Numbered
 from psserver.store.dense import DenseBlock
+from psserver.store.sparse import SparseBlock
 
 __all__ = ["Holding", "JobStore", "Reader", "Session", "fenced"]
 
@@ -22,22 +25,22 @@ _CURSORS: Final = 10_000
 
 @dataclass(slots=True)
 class Session:
-    """What a connection has said about itself, and what it saw last."""
+    """What a connection has said about itself, and which lists of keys it has sent."""
 
     job: str | None = None
     worker: int | None = None
     incarnation: int | None = None
-    seen: int = 0
+    keys: KnownKeys = field(default_factory=KnownKeys)
 
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """A worker that waits until it may read ``names``."""
+    """A worker that waits until it may read what it has ``asked`` for."""
 
     call: Call
     session: Session
     worker: int
-    names: Sequence[str]
+    asked: Asked
     since: float
 
 
@@ -57,8 +60,9 @@ class JobStore:
     label: str  # the name in metrics, or "other"
     epoch: int = 0
     clocks: Clocks = field(default_factory=Clocks)
-    blocks: dict[str, DenseBlock] = field(default_factory=dict)
+    blocks: dict[str, Block] = field(default_factory=dict)
     sequences: dict[int, Numbered] = field(default_factory=dict)  # by live worker
+    read: dict[int, Backups] = field(default_factory=dict)  # by live worker
     readers: list[Reader] = field(default_factory=list)
     updates: int = 0
     dropped: int = 0
@@ -68,7 +72,7 @@ class JobStore:
     gone: bool = False  # another state has taken its place
     holding: Holding | None = None  # while a cut is prepared
 
-    def block(self, name: str) -> DenseBlock:
+    def block(self, name: str) -> Block:
         """Return this shard's block of a tensor, or raise ``UnknownTensor``."""
         try:
             return self.blocks[name]
@@ -77,14 +81,32 @@ class JobStore:
                 "this shard has no block of a tensor of that name; create it first", field="name", value=name
             ) from None
 
+    def dense(self, name: str) -> DenseBlock:
+        """Return this shard's block of a dense tensor.
+
+        Raises:
+            UnknownTensor: there is none.
+            BadTensor: it is a table.
+        """
+        block = self.block(name)
+        if isinstance(block, SparseBlock):
+            raise BadTensor("it is a table: name the keys of the rows", field="names", value=name)
+        return block
+
     @property
     def nbytes(self) -> int:
-        """Bytes of parameters."""
-        return sum(block.values.nbytes for block in tuple(self.blocks.values()))
+        """Bytes of parameters and of what their optimizers keep."""
+        return sum(block.nbytes for block in tuple(self.blocks.values()))
+
+    def tables(self) -> list[SparseBlock]:
+        """Return this shard's blocks of tables."""
+        return [block for block in tuple(self.blocks.values()) if isinstance(block, SparseBlock)]
 
     def follow(self, epoch: Epoch) -> set[int]:
         """Take a new epoch; return the workers whose incarnation is out. Each new one numbers from 1."""
         before = self.clocks.members
+        if self.clocks.staleness == 0:
+            self.read.clear()  # in lockstep nobody misses anything, and nothing is noted
         self.epoch = epoch.number
         self.clocks.follow(epoch)
         after = self.clocks.members
@@ -95,12 +117,26 @@ class JobStore:
         }
         for worker in out:
             del self.sequences[worker]
+            self.read.pop(worker, None)
         for worker in after.keys() - self.sequences.keys():
             self.sequences[worker] = Numbered()
+            self.read[worker] = Backups()
         if len(self.cursors) > _CURSORS:
             live = {(worker, member.incarnation) for worker, member in after.items()}
             self.cursors = {key: done for key, done in self.cursors.items() if key in live}
         return out
+
+    def read_by(self, session: Session) -> Backups | None:
+        """Return what the worker whose session this is has read; None: it is none, or is out."""
+        worker = session.worker
+        if worker is None or session.incarnation is None or not self.is_live(worker, session.incarnation):
+            return None
+        return self.read.setdefault(worker, Backups(self.updates))
+
+    def is_live(self, worker: int, incarnation: int) -> bool:
+        """Return whether this incarnation of a worker is one of the epoch."""
+        member = self.clocks.members.get(worker)
+        return member is not None and member.incarnation == incarnation
 
     def worker(self, session: Session) -> int:
         """Return the live worker whose session this is.

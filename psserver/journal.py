@@ -4,35 +4,53 @@ A log holds events, and the latest version of whatever array they changed. The e
 
     ["epoch", epoch]                                           as announced
     ["push", job, *taken, step, ends, done, updates]           applied at once
-    ["share", job, *taken, step, ends, done, weight]           kept for a step
+    ["share", job, *taken, step, ends, done, weight, means]    kept for a step; means is a list of
+                                                               [tensor, unit, relative weight]
     ["include", job, step, workers]                            these shares are in the step
     ["commit", job, step, applied, updates, closed]            the step is over; closed is a list of
                                                                [*taken, ended, included, done, error]
     ["flush", job, step]                                       its merged shares were applied, no commit
 
+    ["table", job, table, info]                                an empty block of a table was made
+
 ``taken`` is worker, incarnation, seq, fingerprint; ``done`` is [lease, batches] or None. Arrays have the keys
-("block", job, tensor) and ("share", job, step, worker, tensor).
+
+    ("block", job, tensor)                                     the latest values
+    ("slot", job, tensor, slot)                                what its optimizer keeps
+    ("share", job, step, worker, tensor, part)                 a gradient; part is "", or "keys" and "values"
+    ("rows", job, table, number, part)                         rows after an update: "keys", "records"
+    ("gone", job, table, number)                               keys whose rows were dropped
+
+Of rows that several updates changed each update has its arrays; their numbers say which came later.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from protocol.connection import Array
 from protocol.documents import EPOCH
 from protocol.errors import PSError
 from protocol.messages import Decide, Done, Epoch, Push, PushPull, Step
+from protocol.tables import Keys
 from psserver.durability.log import UpdateLog
 from psserver.store.dense import DenseBlock
+from psserver.store.means import arrays_of
+from psserver.store.sparse import SparseBlock
 
 if TYPE_CHECKING:
+    from psserver.arriving import Arrived
     from psserver.jobs import JobStore
     from psserver.steps import Share
 
-__all__ = ["Journal", "Taken", "block_info", "plain_done", "plain_error"]
+__all__ = ["Changes", "Journal", "Taken", "block_info", "plain_done", "plain_error"]
 
+Changes = list[tuple[DenseBlock | SparseBlock, Any]]
+"""Blocks, and the version that was swapped in of each."""
+
+_Arrays = dict[tuple[str | int, ...], tuple[Any, Array]]
 _NOTHING: Final[Mapping[tuple[str | int, ...], tuple[Any, Array]]] = {}
 
 
@@ -56,6 +74,7 @@ class Journal:
     def __init__(self) -> None:
         self.log: UpdateLog | None = None
         self.alone = True
+        self._numbers = 0  # of changes of rows
 
     @property
     def problem(self) -> PSError | None:
@@ -74,20 +93,29 @@ class Journal:
         if self.log is not None:
             self.log.append([["epoch", EPOCH.plain(epoch)]])
 
-    def filled(self, job: JobStore, block: DenseBlock, then: Callable[[], None]) -> None:
+    def filled(self, job: JobStore, block: DenseBlock | SparseBlock, then: Callable[[], None]) -> None:
         """A block was filled; call ``then`` when that is durable."""
         log = self._log_for(job)
         if log is None:
             then()
+        elif isinstance(block, SparseBlock):
+            log.append([["table", job.name, block.name, block_info(block)]], then=then)
         else:
-            log.append(arrays=_blocks(job, [block]), then=then)
+            log.append(arrays=_dense(job, block, block.values, block.slots), then=then)
+
+    def dropped(self, job: JobStore, block: SparseBlock, keys: Keys) -> None:
+        """Rows of a table were dropped."""
+        log = self._log_for(job)
+        if log is not None and keys.size:
+            self._numbers += 1
+            log.append(arrays={("gone", job.name, block.name, self._numbers): (None, keys)})
 
     def push(
         self,
         job: JobStore,
         taken: Taken,
         request: Step,
-        changed: Sequence[DenseBlock],
+        changed: Changes,
         then: Callable[[], None],
     ) -> None:
         """A push was applied at once; call ``then`` when that is durable."""
@@ -97,7 +125,19 @@ class Journal:
         else:
             ends = type(request) is PushPull
             event = ["push", job.name, *taken, request.step, ends, plain_done(request.done), job.updates]
-            log.append([event], arrays=_blocks(job, changed), then=then)
+            log.append([event], arrays=self._changed(job, changed), then=then)
+
+    def _changed(self, job: JobStore, changes: Changes) -> _Arrays:
+        arrays: _Arrays = {}
+        for block, version in changes:
+            if not isinstance(block, SparseBlock):
+                arrays.update(_dense(job, block, version.values, version.slots))
+            elif version.keys.size:
+                self._numbers += 1
+                key = ("rows", job.name, block.name, self._numbers)
+                arrays[(*key, "keys")] = (None, version.keys)
+                arrays[(*key, "records")] = (None, version.records.reshape(-1))
+        return arrays
 
     def _log_for(self, job: JobStore) -> UpdateLog | None:
         """Return the log, unless the job has been replaced by another state meanwhile."""
@@ -111,18 +151,22 @@ class Journal:
         """
         return self.log is not None and (type(request) is Push or not self.alone)
 
-    async def share(self, job: JobStore, share: Share, taken: Taken, request: Step) -> None:
+    async def share(self, job: JobStore, share: Share, taken: Taken, arrived: Arrived) -> None:
         """Return when a share, as it is now, is durable; it must not change meanwhile."""
         assert self.log is not None  # noqa: S101 (must_remember)
-        arrays: dict[tuple[str | int, ...], tuple[Any, Array]] = {}
-        for part in request.tensors:
-            total, unit, relative = share.means[part.name].peek()
-            key = ("share", job.name, request.step, taken.worker, part.name)
-            arrays[key] = ([part.dtype, unit, relative], total)
+        arrays: _Arrays = {}
+        means: list[list[Any]] = []
+        request = arrived.request
+        for block, _ in arrived.gradients:
+            total, unit, relative = share.means[block.name].peek()
+            key = ("share", job.name, request.step, taken.worker, block.name)
+            parts = arrays_of(total)
+            means.append([block.name, unit, relative])
+            arrays.update({(*key, part): (None, array) for part, array in parts.items() if array.size})
         ends = type(request) is PushPull
         done = plain_done(request.done)
         durable = asyncio.Event()
-        event = ["share", job.name, *taken, request.step, ends, done, request.weight]
+        event = ["share", job.name, *taken, request.step, ends, done, request.weight, means]
         self.log.append([event], arrays=arrays, then=durable.set)
         await durable.wait()
 
@@ -135,7 +179,7 @@ class Journal:
         self,
         job: JobStore,
         step: int,
-        changed: Sequence[DenseBlock],
+        changed: Changes,
         shares: Iterable[Share],
         error: Exception | None,
         then: Callable[[], None],
@@ -152,14 +196,14 @@ class Journal:
             for taken in share.taken
         ]
         event = ["commit", job.name, step, error is None, job.updates, closed]
-        log.append([event], arrays=_blocks(job, changed), then=then)
+        log.append([event], arrays=self._changed(job, changed), then=then)
 
     def flushed(
         self,
         job: JobStore,
         step: int,
         share: Share,
-        changed: Sequence[DenseBlock],
+        changed: Changes,
         then: Callable[[], None],
     ) -> None:
         """A share, or all that were merged, was applied alone; call ``then`` when that is durable."""
@@ -171,16 +215,20 @@ class Journal:
         events = [
             ["push", job.name, *taken, step, share.ended, done, job.updates] for taken in share.taken
         ] or [["flush", job.name, step]]
-        log.append(events, arrays=_blocks(job, changed), then=then)
+        log.append(events, arrays=self._changed(job, changed), then=then)
 
 
-def _blocks(job: JobStore, blocks: Iterable[DenseBlock]) -> dict[tuple[str | int, ...], tuple[Any, Array]]:
-    return {("block", job.name, block.name): (block_info(block), block.values) for block in blocks}
+def _dense(job: JobStore, block: DenseBlock, values: Array, slots: Iterable[Array]) -> _Arrays:
+    arrays: _Arrays = {("block", job.name, block.name): (block_info(block), values)}
+    for slot, array in zip(block.rule.slots, slots, strict=True):
+        arrays["slot", job.name, block.name, slot] = (None, array)
+    return arrays
 
 
-def block_info(block: DenseBlock) -> list[Any]:
-    """Return what has to be known of a block beside its values."""
-    return [block.plain_spec, block.start, block.attempt, block.version]
+def block_info(block: DenseBlock | SparseBlock) -> list[Any]:
+    """Return what has to be known of a block beside its numbers; a table's has an end as well."""
+    info = [block.plain_spec, block.start, block.attempt, block.version]
+    return [*info, block.stop] if isinstance(block, SparseBlock) else info
 
 
 def plain_done(done: Done | None) -> list[int] | None:

@@ -135,7 +135,7 @@ class Lead:
             if found.lost:
                 self._coordinator.fence_all()
         else:
-            self._shard.replace((), {})
+            self._shard.replace((), {}, {})
             self._links.must_load = True
         self._shard.journal.alone = shards == 1
 

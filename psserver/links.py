@@ -14,7 +14,7 @@ from protocol.connection import Answer, Connection
 from protocol.documents import EPOCH
 from protocol.errors import BadRequest, ConnectionLost, ShuttingDown
 from protocol.messages import Announce, Decide, Epoch, JoinShard, Request, ShardJoined
-from protocol.status import ShardStatus, Wait, Waits
+from protocol.status import Load, ShardStatus, Wait, Waits
 from psserver.call import Call
 from psserver.failure import FailureDetector
 from psserver.membership import FailureSettings
@@ -36,6 +36,7 @@ class _Link:
     suspect: bool = False
     waits: tuple[Wait, ...] = ()
     problem: str = ""
+    load: Load = field(default_factory=Load)
 
 
 class ShardLinks:
@@ -228,7 +229,7 @@ class ShardLinks:
         link = self._links[self.number_of(connection)]
         assert link is not None  # noqa: S101 (it has a number)
         link.detector.beat(self._now())
-        link.waits, link.problem = told.waits, told.problem
+        link.waits, link.problem, link.load = told.waits, told.problem, told.load
         if link.suspect:
             link.suspect = False
             _log.info("shard at %s is heard of again", link.address)
@@ -367,10 +368,11 @@ class ShardLinks:
             return ShardStatus(number, "", "joining", 0, 0.0)
         load = self._loads[number]
         if link.connection is None:
-            return ShardStatus(number, self.own_address, "ready", load, 0.0, self._own.log_problem)
+            own = self._own
+            return ShardStatus(number, self.own_address, "ready", load, 0.0, own.log_problem, own.load())
         state = "lost" if not link.connection.is_open else "suspect" if link.suspect else "ready"
         silent = max(0.0, self._now() - link.detector.heard)
-        return ShardStatus(number, link.address, state, load, silent, link.problem)
+        return ShardStatus(number, link.address, state, load, silent, link.problem, link.load)
 
 
 def _flags(durability: str) -> str:

@@ -70,6 +70,8 @@ class ServerMetrics(Collector):
         self.updates_missed = Histogram(_STEPS)
         self.duplicates = 0
         self.dropped: Counter[str] = Counter()
+        self.rows_dropped: Counter[str] = Counter()
+        self.keys_refused: Callable[[], Mapping[str, int]] = dict
         self.log_fsync = Histogram(_SECONDS)
         self.checkpoint_seconds = Histogram(_LONG_SECONDS)
         self.checkpoint_failures = 0
@@ -130,6 +132,18 @@ class ServerMetrics(Collector):
             {(): self.duplicates},
         )
         yield _counter(
+            "psserver_sparse_dropped_rows",
+            "Rows of sparse tables that were dropped: untouched for too long, or used least of too many.",
+            ("job",),
+            {(job,): count for job, count in dict(self.rows_dropped).items()},
+        )
+        yield _counter(
+            "psserver_sparse_refused_keys",
+            "Keys in pushes whose rows were not made, for they were not seen often enough.",
+            ("job",),
+            {(job,): count for job, count in self.keys_refused().items()},
+        )
+        yield _counter(
             "psserver_dropped_gradients",
             "Gradients that came too late for their step (backup workers).",
             ("job",),
@@ -168,6 +182,7 @@ _GAUGES: Final = {
     "psserver_worker_examples_per_second": "Speed over the last heartbeats; on the coordinator only.",
     "psserver_membership_epoch": "Number of the latest membership epoch of a job.",
     "psserver_parameters_bytes": "Bytes of parameters on this shard.",
+    "psserver_sparse_rows": "Rows of sparse tables on this shard.",
     "psserver_log_unwritable": "1 while updates are refused because the log cannot be written.",
     "psserver_checkpoint_last_success_timestamp_seconds": "When the last checkpoint was completed.",
     "psserver_timeline": "Number of times, from 1, that the cluster's state was taken up from a checkpoint.",

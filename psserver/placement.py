@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Final
 
-from protocol.messages import Block, TensorInfo
+from protocol.messages import Block, Spec, TensorInfo
+from protocol.optimizers import optimizer_from_spec
+from protocol.tables import HASH_SLOTS
 from protocol.tensors import DTYPES
+from psserver.optimizers import penalty_of
 
-__all__ = ["load_of", "place"]
+__all__ = ["load_of", "place", "place_tensor"]
 
 _SMALLEST: Final = 64 * 1024
 """Bytes below which a tensor is not cut further: another request would cost more than it carries."""
 
 _ALIGN: Final = 16
 """Blocks begin at multiples of this many elements, so at cache lines for 4-byte numbers."""
+
+
+def place_tensor(spec: Spec, load: Sequence[int]) -> tuple[Block, ...]:
+    """Say where the blocks of a tensor, or of a table's slots of hashes, go.
+
+    Nobody knows how many rows a table will have, so every shard has its share of the slots. A tensor whose
+    gradient is clipped by its norm is not cut, for the norm is that of all of it.
+
+    Args:
+        spec: what it is.
+        load: bytes that each shard holds already.
+    """
+    if spec.table is not None:
+        bounds = [HASH_SLOTS * shard // len(load) for shard in range(len(load) + 1)]
+        return tuple(Block(shard, start, stop) for shard, (start, stop) in enumerate(pairwise(bounds)))
+    elements, itemsize = math.prod(spec.shape), DTYPES[spec.dtype].itemsize
+    if penalty_of(optimizer_from_spec(spec.optimizer)).clip_norm < math.inf:
+        lightest = min(range(len(load)), key=lambda shard: load[shard])
+        return (Block(lightest, 0, elements),)
+    return place(elements, itemsize, load)
 
 
 def place(elements: int, itemsize: int, load: Sequence[int]) -> tuple[Block, ...]:
@@ -39,9 +64,9 @@ def place(elements: int, itemsize: int, load: Sequence[int]) -> tuple[Block, ...
 
 
 def load_of(infos: Iterable[TensorInfo]) -> Counter[int]:
-    """Return the bytes of these tensors on each shard."""
+    """Return the bytes of these tensors on each shard, without the rows of tables: nobody knows them here."""
     load: Counter[int] = Counter()
     for info in infos:
-        for block in info.blocks:
+        for block in info.blocks if info.spec.table is None else ():
             load[block.shard] += (block.stop - block.start) * DTYPES[info.spec.dtype].itemsize
     return load

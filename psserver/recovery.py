@@ -109,7 +109,7 @@ def _from_clean_stop(
         shard.install(state.state, arrays)
     except (CheckpointUnusable, BadRequest) as error:
         _log.error("the state with which this shard stopped is not usable: %s", error)
-        shard.replace((), {})
+        shard.replace((), {}, {})
         return Recovered()
     return Recovered(stopped.cluster, stopped.timeline, jobs=jobs)
 

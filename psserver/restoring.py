@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
-from protocol.messages import LoadedJob, LoadedTensor, LoadPlan
-from protocol.tensors import DTYPES
+from protocol.messages import LoadedJob, LoadedTensor, LoadPlan, Spec
+from protocol.optimizers import optimizer_from_spec
 from psserver.coordinated_job import Job
 from psserver.coordinator_state import restored_jobs
 from psserver.durability import checkpoint
 from psserver.durability.manifest import Manifest
 from psserver.durability.storage import Storage
 from psserver.membership import FailureSettings
-from psserver.placement import place
+from psserver.optimizers import rule_of
+from psserver.placement import load_of, place_tensor
 
 __all__ = ["Restored", "incarnation_base", "nothing", "read"]
 
@@ -88,19 +88,24 @@ def _place_anew(jobs: Iterable[Job], shards: int) -> None:
     load = [0] * shards
     for job in jobs:
         for info in job.tensors.infos():
-            itemsize = DTYPES[info.spec.dtype].itemsize
-            blocks = place(math.prod(info.spec.shape), itemsize, load)
-            for block in blocks:
-                load[block.shard] += (block.stop - block.start) * itemsize
+            blocks = place_tensor(info.spec, load)
+            for shard, nbytes in load_of([replace(info, blocks=blocks)]).items():
+                load[shard] += nbytes
             job.tensors.move(info.name, blocks)
 
 
 def _job_on(shard: int, job: Job, updates: int) -> LoadedJob:
     tensors = [
-        LoadedTensor(info.name, info.spec, block.start, block.stop, job.tensors.attempt(info.name), ())
+        LoadedTensor(
+            info.name, info.spec, block.start, block.stop, job.tensors.attempt(info.name), _slots(info.spec)
+        )
         for info in job.tensors
         for block in info.blocks
         if block.shard == shard
     ]
     step = max(job.since, job.decisions.step, job.furthest)
     return LoadedJob(job.name, step, updates, tuple(tensors))
+
+
+def _slots(spec: Spec) -> tuple[str, ...]:
+    return rule_of(optimizer_from_spec(spec.optimizer)).slots

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -88,6 +89,7 @@ _log = logging.getLogger(__name__)
 _WAIT_FOR_READY: Final = (Attach, Join, Create, Describe, Set)
 _TICKS: Final = 4  # looks a heartbeat interval at who is silent
 _NAMED_WORKERS: Final = 100  # workers of a job with metric labels of their own
+_NAMED_TABLES: Final = 100  # tables of a job, too
 _DOCUMENTS: Final = frozenset((Announce, ShardBeat, Saved, Completed, Load))
 _LAST_WITHIN: Final = 25.0  # seconds for a last checkpoint: less than Kubernetes gives a process to stop
 _WHEN_FROZEN: Final = frozenset(  # what does not change the state that is being saved
@@ -102,7 +104,8 @@ class ServerSettings:
 
     ``join`` is the coordinator's address; None: this server is the coordinator and shard 0. ``advertise`` is
     where workers reach this server, if not where it is bound. ``failure`` matters to the coordinator, which
-    tells the others, and ``reconnect_for`` to the others. Without ``durability`` nothing outlives it.
+    tells the others, and ``reconnect_for`` to the others. Without ``durability`` nothing outlives it. With
+    ``compiled`` sparse tables are computed by compiled kernels, where Numba is installed.
     """
 
     host: str = "127.0.0.1"
@@ -118,6 +121,7 @@ class ServerSettings:
     max_connections: int = 1024
     hello_within: float = 5.0
     name_waits_after: float = 1.0
+    compiled: bool = False
 
     @property
     def keeps(self) -> str:
@@ -133,12 +137,14 @@ class Server:
         self.metrics = ServerMetrics(self._gauges)
         self._tasks: set[asyncio.Task[None]] = set()
         self._shard = Shard(self.metrics, self._spawn, self._report)
+        self._shard.longest = settings.max_frame
         self._shards = settings.shards
         self._coordinator: Coordinator | None = None
         self._follower: Follower | None = None
         self._lead: Lead | None = None
         self._persistence: Persistence | None = None
         self.metrics.log_failures = self._log_failures
+        self.metrics.keys_refused = self._keys_refused
         if settings.durability is not None:
             self._persistence = Persistence(settings.durability, self.metrics.log_fsync.observe)
         if settings.join is None:
@@ -301,7 +307,7 @@ class Server:
         self._uplink = Uplink(
             lambda: self._dial_coordinator(*coordinator),
             UplinkSettings(offer, settings.reconnect_for, settings.failure.dead_after),
-            lambda: Waits(tuple(self._shard.waits()), self._shard.log_problem),
+            lambda: Waits(tuple(self._shard.waits()), self._shard.log_problem, self._shard.load()),
             self._joined,
             lambda: (follower.found.cluster, follower.timeline, follower.found.lost),
         )
@@ -389,7 +395,7 @@ class Server:
             _log.error("a task of this server failed", exc_info=error)
 
     async def _watch(self) -> None:
-        """Once a second: hang up on those that say no hello, and name those that a step waits for."""
+        """Once a second: hang up on who says no hello, look after tables, name whom a step waits for."""
         loop = asyncio.get_running_loop()
         named: set[tuple[str, int, str]] = set()  # waits that were logged
         while True:
@@ -400,6 +406,9 @@ class Server:
                     continue
                 self._count_rejected("no_hello")
                 connection.abort()
+            self._shard.drop_rows()
+            if self._settings.compiled:
+                self._shard.use_compiled()
             waits = self._coordinator.waits() if self._coordinator else self._shard.waits()
             named = self._name(waits, named)
 
@@ -425,6 +434,8 @@ class Server:
             raise ShuttingDown("the server is stopping")
         if kind is Push or kind is PushPull:
             return self._shard.arrays_for_push(connection.session, request)
+        if kind is Pull:
+            return self._shard.arrays_for_pull(connection.session, request)
         if kind is Init:
             return self._shard.arrays_for_init(connection.session, request)
         if kind in _DOCUMENTS:
@@ -444,7 +455,7 @@ class Server:
             case Push() | PushPull():  # by far the most frequent come first
                 self._shard.push(call, session, request, arrays)
             case Pull():
-                self._shard.pull(call, session, request)
+                self._shard.pull(call, session, request, arrays)
             case _ if self._shard.is_frozen and type(request) not in _WHEN_FROZEN:
                 raise ShuttingDown("the server is stopping")
             case Init():
@@ -608,6 +619,12 @@ class Server:
         log = self._shard.journal.log
         return 0 if log is None else log.failures
 
+    def _keys_refused(self) -> Mapping[str, int]:
+        found: Counter[str] = Counter()
+        for job in list(self._shard.jobs.values()):
+            found[job.label] += sum(table.refused for table in job.tables())
+        return found
+
     def _gauges(self) -> Mapping[tuple[str, tuple[tuple[str, str], ...]], float]:
         found: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {
             ("psserver_connections", ()): len(self._connections)
@@ -615,6 +632,10 @@ class Server:
         for job in list(self._shard.jobs.values()):
             key = ("psserver_parameters_bytes", (("job", job.label),))
             found[key] = found.get(key, 0) + job.nbytes
+            for number, table in enumerate(job.tables()):
+                name = table.name if number < _NAMED_TABLES else "other"
+                rows = ("psserver_sparse_rows", (("job", job.label), ("table", name)))
+                found[rows] = found.get(rows, 0) + table.rows
         epoch = max((job.epoch for job in list(self._shard.jobs.values())), default=0)
         found["psserver_membership_epoch", ()] = epoch
         found["psserver_timeline", ()] = self._timeline

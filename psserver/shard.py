@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -10,12 +11,23 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
+from weakref import WeakSet
 
 import numpy as np
 
 from protocol.buffers import BufferPool
+from protocol.compression.halves import narrow
+from protocol.compression.keys import parts_of_wanted, values_part
 from protocol.connection import Array
-from protocol.errors import BadRequest, BadTensor, PSError, ShuttingDown, SpecMismatch, UnknownJob
+from protocol.errors import (
+    BadRequest,
+    BadTensor,
+    FrameTooLarge,
+    PSError,
+    ShuttingDown,
+    SpecMismatch,
+    UnknownJob,
+)
 from protocol.frames import MAX_HEADER
 from protocol.messages import (
     Decide,
@@ -32,20 +44,29 @@ from protocol.messages import (
     Step,
 )
 from protocol.sequences import fingerprint_of_push
-from protocol.status import Wait
+from protocol.status import Load, Wait
+from protocol.tables import HASH_SLOTS
 from protocol.tensors import DTYPES, Part
+from psserver.arriving import Arrived, Asked, Block, WantedRows, arrived, asked_in, check_parts
+from psserver.backups import Backups
 from psserver.call import Call
 from psserver.cut import ShardCut
 from psserver.durability.checkpoint import SavedArray
 from psserver.durability.log import Batch
 from psserver.jobs import JobStore, Reader, Session, fenced
-from psserver.journal import Journal, Taken
+from psserver.journal import Changes, Journal, Taken
+from psserver.load_meter import LoadMeter
 from psserver.metrics import ServerMetrics
+from psserver.optimizers import Moment
 from psserver.sequences import Outcome
 from psserver.shard_state import Snapshot, install, load, replay, snapshot
 from psserver.steps import Steps, follow
 from psserver.store.arithmetic import INLINE, THREADS
-from psserver.store.dense import DenseBlock, check_spec
+from psserver.store.dense import DenseBlock
+from psserver.store.kernels.compiled import use_compiled
+from psserver.store.sparse import LONG, SparseBlock
+from psserver.store.spec import check_spec
+from psserver.store.swapping import swap_all
 
 __all__ = ["NAMED", "Report", "Shard", "Spawn"]
 
@@ -83,6 +104,7 @@ class Shard:
     Attributes:
         jobs: by name.
         number: this shard's, for the status.
+        longest: bytes of a reply's payload at most.
         journal: what has to be durable before it is acknowledged goes there.
     """
 
@@ -95,6 +117,7 @@ class Shard:
     ) -> None:
         self.jobs: dict[str, JobStore] = {}
         self.number = 0
+        self.longest = 1 << 30
         self.journal = Journal()
         self._steps: dict[str, Steps] = {}
         self._cut = ShardCut(self.jobs, self._steps)
@@ -103,6 +126,9 @@ class Shard:
         self._report = report
         self._clock = clock
         self._pool = BufferPool(_RETAIN)
+        self._meter = LoadMeter()
+        self._seen_tables: WeakSet[SparseBlock] = WeakSet()
+        self._compiling = asyncio.Lock()
         _expect_overflow()
         self._threads = ThreadPoolExecutor(THREADS, "update", _expect_overflow)
 
@@ -242,15 +268,23 @@ class Shard:
         """Updates applied here, of all jobs; another number says that something has changed."""
         return sum(job.updates + len(job.blocks) for job in self.jobs.values())
 
-    def replace(self, jobs: Sequence[LoadedJob], arrays: Mapping[tuple[str, str, str], Array]) -> None:
-        """Forget all jobs, and take these, on which nobody works yet. Who waits is not answered any more."""
+    def replace(
+        self,
+        jobs: Sequence[LoadedJob],
+        arrays: Mapping[tuple[str, str, str], Array],
+        versions: Mapping[tuple[str, str], int],
+    ) -> None:
+        """Forget all jobs, and take these, on which nobody works yet. Who waits is not answered any more.
+
+        See ``psserver.shard_state.load``.
+        """
         self._cut.release()
         for job in self.jobs.values():
             job.gone = True
             job.clocks.members.clear()  # what is still under way is refused
         self.jobs.clear()
         self._steps.clear()
-        load(jobs, arrays, self._made)
+        load(jobs, arrays, versions, self._made)
 
     def install(self, state: Mapping[str, Any], arrays: Sequence[SavedArray]) -> None:
         """Take the jobs of a checkpoint as they were, with who worked on them.
@@ -280,6 +314,7 @@ class Shard:
     def take_up(self) -> None:
         """Go on after a restart: do what was decided before it, and not done."""
         for name, steps in self._steps.items():
+            self.jobs[name].read.clear()  # nobody knows any more; not that they have read nothing
             for numbered in self.jobs[name].sequences.values():
                 numbered.resume()
             if steps.has_to_flush:
@@ -292,6 +327,9 @@ class Shard:
         job = self._job(session)
         job.worker(session)
         check_spec(request.spec, averaged=job.clocks.staleness == 0)
+        if request.spec.table is not None:
+            _check_table(request)
+            return ()
         if len(request.tensors) != 1:
             raise BadTensor("one block is filled at a time", field="tensors", value=len(request.tensors))
         (part,) = request.tensors
@@ -317,7 +355,7 @@ class Shard:
         try:
             if self.journal.problem is not None and new:
                 raise self.journal.problem
-            self._check_push(job, request)
+            self._check_push(job, session, request)
             if new and self._in_steps(job, request):
                 self._steps[job.name].check(worker, request.step, request.seq)
         except PSError as error:
@@ -326,22 +364,33 @@ class Shard:
             raise
         return self._allocate(request.tensors)
 
-    def _check_push(self, job: JobStore, request: Step) -> None:
-        seen = set()
-        for part in request.tensors:
-            block = job.block(part.name)
-            if DTYPES[part.dtype] != block.values.dtype or part.elements != block.values.size:
-                raise BadTensor(
-                    f"the block here has {block.values.size} elements of {block.values.dtype}",
-                    field=part.name,
-                    value=f"{part.elements} of {part.dtype}",
+    def arrays_for_pull(self, session: Session, request: Pull) -> Sequence[Array]:
+        """Return where the keys go."""
+        job = self._job(session)
+        check_parts(job, session.keys, request)
+        self._check_asked(job, request)
+        return self._allocate(request.tensors)
+
+    def _check_asked(self, job: JobStore, request: Pull | PushPull) -> None:
+        """Refuse to be asked for what cannot be sent back, before anything is done for it."""
+        if request.names:
+            _check_names(job, request)
+        if request.wanted:
+            tables = [job.block(rows.name) for rows in request.wanted]
+            dims = [table.dim if isinstance(table, SparseBlock) else 0 for table in tables]
+            parts = [values_part(rows, dim) for rows, dim in zip(request.wanted, dims, strict=True)]
+            if sum(part.nbytes for part in parts) > self.longest:
+                raise FrameTooLarge(
+                    f"the rows asked for have more than --max-frame {self.longest} bytes; ask for fewer",
+                    field="wanted",
+                    value=f"{sum(rows.keys for rows in request.wanted)} keys",
                 )
-            if part.name in seen:
-                raise BadTensor("a tensor is pushed once in a request", field="tensors", value=part.name)
-            seen.add(part.name)
+
+    def _check_push(self, job: JobStore, session: Session, request: Step) -> None:
+        check_parts(job, session.keys, request)
         if type(request) is PushPull:
-            _check_names(job, request.names)
-        if not request.weight and request.tensors:
+            self._check_asked(job, request)
+        if not request.weight and (request.rows or len(request.tensors) > len(_keys_parts(request))):
             raise BadRequest("weight 0 is for a step with nothing in it", field="weight", value=0)
 
     # --- requests
@@ -355,13 +404,13 @@ class Shard:
         if block is not None and block.version and block.attempt < request.attempt:
             raise BadRequest("the tensor is in use already", field="attempt", value=request.attempt)
         if block is None or block.attempt < request.attempt:
-            fresh = DenseBlock(request.name, request.spec, arrays[0], request.attempt, request.start)
-            self._spawn(call.answer_with(self._fill(call, job, fresh)))
+            self._spawn(call.answer_with(self._fill(call, job, _made(request, arrays))))
         else:
             call.reply(Empty())
 
-    async def _fill(self, call: Call, job: JobStore, block: DenseBlock) -> None:
-        await block.check(block.values, self._threads)
+    async def _fill(self, call: Call, job: JobStore, block: Block) -> None:
+        if isinstance(block, DenseBlock):
+            await block.check(block.values, self._threads)
         current = job.blocks.get(block.name)
         if current is None or current.attempt < block.attempt:  # no later attempt was faster
             job.blocks[block.name] = block
@@ -369,18 +418,20 @@ class Shard:
         else:
             call.reply(Empty())
 
-    def pull(self, call: Call, session: Session, request: Pull) -> None:
-        """Send blocks; to a worker when it may read in its step."""
+    def pull(self, call: Call, session: Session, request: Pull, arrays: Sequence[Array]) -> None:
+        """Send blocks and rows; to a worker when it may read in its step."""
+        self._meter.requests += 1
         job = self._job(session)
-        _check_names(job, request.names)
+        asked = asked_in(job, session.keys, request, arrays)
         member = job.clocks.members.get(-1 if session.worker is None else session.worker)
         if member is None or member.incarnation != session.incarnation:
-            self._send(call, job, session, request.names, None)
+            self._send(call, job, session, asked, None)
         else:
-            self._send_when_readable(call, job, session, member.worker, request.names)
+            self._send_when_readable(call, job, session, member.worker, asked)
 
     def push(self, call: Call, session: Session, request: Step, arrays: Sequence[Array]) -> None:
         """Apply gradients, or count them into a step; a retry is only answered."""
+        self._meter.requests += 1
         job = self._job(session)
         worker = job.worker(session)  # the payload took its time: it may be out by now
         numbered = job.sequences[worker]
@@ -388,16 +439,20 @@ class Shard:
         if not numbered.is_new(request.seq):
             answer, outcome = numbered.retry(request.seq, fingerprint, call)
             self._metrics.duplicates += 1
+            all_of_it = arrived(job, session.keys, request, arrays)  # its keys are known here from now on
             if answer:
-                self.journal.when_durable(partial(self._answer_again, call, job, session, request, outcome))
+                again = partial(self._answer_again, call, job, session, all_of_it, outcome)
+                self.journal.when_durable(again)
             return
+        self._meter.keys += sum([rows.keys for rows in request.rows])
         numbered.admit(request.seq, fingerprint, call)
         call.admitted(numbered, request.seq, fingerprint)
+        all_of_it = arrived(job, session.keys, request, arrays)
         taken = Taken(worker, session.incarnation or 0, request.seq, fingerprint)
         if job.holding is not None and worker not in job.holding.awaited:
-            job.holding.held.append(partial(self._take_held, call, job, session, taken, request, arrays))
+            job.holding.held.append(partial(self._take_held, call, job, session, taken, all_of_it))
         else:
-            self._take(call, job, session, taken, request, arrays)
+            self._take(call, job, session, taken, all_of_it)
 
     def _take_held(
         self,
@@ -405,12 +460,11 @@ class Shard:
         job: JobStore,
         session: Session,
         taken: Taken,
-        request: Step,
-        arrays: Sequence[Array],
+        arrived: Arrived,
     ) -> None:
         try:
             job.worker(session)  # it may be out by now
-            self._take(call, job, session, taken, request, arrays)
+            self._take(call, job, session, taken, arrived)
         except Exception as error:
             call.fail_with(error)
 
@@ -420,20 +474,29 @@ class Shard:
         job: JobStore,
         session: Session,
         taken: Taken,
-        request: Step,
-        arrays: Sequence[Array],
+        arrived: Arrived,
     ) -> None:
-        if self._in_steps(job, request):
-            work = self._contribute(call, job, session, taken, request, arrays)
+        if self._in_steps(job, arrived.request):
+            work = self._contribute(call, job, session, taken, arrived)
             self._spawn(call.answer_with(self._under_way(job, work)))
             return
-        blocks = [job.block(part.name) for part in request.tensors]
-        if sum(array.nbytes for array in arrays) > INLINE or any(b.lock.locked() for b in blocks):
-            later = self._apply_later(call, job, session, taken, request, blocks, arrays)
+        busy = any(block.lock.locked() for block, _ in arrived.gradients)
+        if busy or job.applying or _is_long(arrived):  # after what came before it
+            later = self._apply_later(call, job, session, taken, arrived)
             self._spawn(call.answer_with(self._under_way(job, later)))
             return
-        fresh = [block.next_version(array) for block, array in zip(blocks, arrays, strict=True)]
-        self._applied(call, job, session, taken, request, blocks, fresh)
+        read = _read(job, session)
+        moment = self._moment(job, read, arrived)
+        changes: Changes = [
+            (block, block.next_version(gradient, moment, read.of(block, gradient)))
+            for block, gradient in arrived.gradients
+        ]
+        for block, version in changes:
+            block.swap(version)
+        self._applied(call, job, session, taken, arrived, changes)
+
+    def _moment(self, job: JobStore, read: Backups, arrived: Arrived) -> Moment:
+        return Moment(arrived.request.step, float(job.updates - read.seen), self._clock())
 
     def _under_way(self, job: JobStore, work: Awaitable[None]) -> Coroutine[Any, Any, None]:
         """Return what runs ``work``; a cut waits for it from now on, not only when it has begun."""
@@ -454,18 +517,19 @@ class Shard:
         return job.clocks.in_lockstep(request.step)
 
     def _answer_again(
-        self, call: Call, job: JobStore, session: Session, request: Step, outcome: Outcome
+        self, call: Call, job: JobStore, session: Session, arrived: Arrived, outcome: Outcome
     ) -> None:
+        request = arrived.request
         try:
             worker = job.worker(session)  # it may be out by now
             if isinstance(outcome, PSError):
                 call.fail(outcome)
             elif isinstance(outcome, Pulled) and type(request) is PushPull:  # late, or of nothing
-                self._send(call, job, session, request.names, outcome.clock)
+                self._send(call, job, session, arrived.asked, outcome.clock)
             elif outcome is not None:
                 call.reply(outcome)
             elif type(request) is PushPull:  # a restart may have come while it waited for others
-                self._send_when_readable(call, job, session, worker, request.names)
+                self._send_when_readable(call, job, session, worker, arrived.asked)
             else:  # a restart came between its effect and its answer
                 call.reply(Pushed(job.updates))
         except Exception as error:
@@ -477,11 +541,10 @@ class Shard:
         job: JobStore,
         session: Session,
         taken: Taken,
-        request: Step,
-        arrays: Sequence[Array],
+        arrived: Arrived,
     ) -> None:
         steps = self._steps[job.name]
-        await steps.contribute(call, session, taken, request, arrays)
+        await steps.contribute(call, session, taken, arrived)
         self._report_ended(job, steps)
 
     async def _apply_later(
@@ -490,19 +553,21 @@ class Shard:
         job: JobStore,
         session: Session,
         taken: Taken,
-        request: Step,
-        blocks: Sequence[DenseBlock],
-        arrays: Sequence[Array],
+        arrived: Arrived,
     ) -> None:
+        read = _read(job, session)
+        backups = [read.of(block, gradient) for block, gradient in arrived.gradients]
         async with AsyncExitStack() as locks:
-            for block in sorted(blocks, key=lambda block: block.name):
+            for block, _ in sorted(arrived.gradients, key=lambda one: one[0].name):
                 await locks.enter_async_context(block.lock)
-            fresh = [
-                await block.next_version_in_threads(array, self._threads)
-                for block, array in zip(blocks, arrays, strict=True)
+            moment = self._moment(job, read, arrived)
+            changes: Changes = [
+                (block, await block.next_version_in_threads(gradient, moment, self._threads, backup))
+                for (block, gradient), backup in zip(arrived.gradients, backups, strict=True)
             ]
             job.worker(session)  # nothing of a worker is applied once it is out
-            self._applied(call, job, session, taken, request, blocks, fresh)
+            await swap_all(changes, self._threads)
+            self._applied(call, job, session, taken, arrived, changes)
 
     def _applied(
         self,
@@ -510,45 +575,46 @@ class Shard:
         job: JobStore,
         session: Session,
         taken: Taken,
-        request: Step,
-        blocks: Sequence[DenseBlock],
-        fresh: Sequence[Array],
+        arrived: Arrived,
+        changes: Changes,
     ) -> None:
-        """Swap in what was computed, all of it or, had one failed, nothing; acknowledge it when durable."""
-        for block, values in zip(blocks, fresh, strict=True):
-            block.swap(values)
-        self._metrics.updates_missed.observe(float(job.updates - session.seen))
+        """Take note of what was swapped in, all of a push or nothing; acknowledge it when it is durable."""
+        request = arrived.request
+        read = _read(job, session)
+        self._metrics.updates_missed.observe(float(job.updates - read.seen))
         job.updates += 1
-        session.seen += 1  # its own update is none that it has not seen
+        read.seen += 1  # its own update is none that it has not seen
         self._metrics.updates[job.label] += 1
-        job.sequences[taken.worker].applied(taken.seq)
         if request.done is not None:
             job.cursors[taken.worker, taken.incarnation] = request.done
-        if type(request) is PushPull:
+        is_live = job.is_live(taken.worker, taken.incarnation)  # rows take their time to be swapped in
+        if is_live:
+            job.sequences[taken.worker].applied(taken.seq)
+        if is_live and type(request) is PushPull:
             job.clocks.ended(taken.worker, request.step)
             self._metrics.staleness.observe(float(job.clocks.lead(taken.worker)))
-        if self.journal.log is None:
-            self._acknowledge(call, job, session, request)
+        if self.journal.log is None and is_live:
+            self._acknowledge(call, job, session, arrived)
         else:
-            then = partial(self._acknowledge_logged, call, job, session, request)
-            self.journal.push(job, taken, request, blocks, then)
+            then = partial(self._acknowledge_later, call, job, session, arrived)
+            self.journal.push(job, taken, request, changes, then)
         if job.readers and type(request) is PushPull:
             self._release(job)
 
-    def _acknowledge_logged(self, call: Call, job: JobStore, session: Session, request: Step) -> None:
+    def _acknowledge_later(self, call: Call, job: JobStore, session: Session, arrived: Arrived) -> None:
         try:
             job.worker(session)  # it may be out by now
-            self._acknowledge(call, job, session, request)
+            self._acknowledge(call, job, session, arrived)
         except Exception as error:
             call.fail_with(error)
 
-    def _acknowledge(self, call: Call, job: JobStore, session: Session, request: Step) -> None:
-        if type(request) is not PushPull:
+    def _acknowledge(self, call: Call, job: JobStore, session: Session, arrived: Arrived) -> None:
+        if type(arrived.request) is not PushPull:
             call.reply(Pushed(job.updates))
-        elif request.step < job.clocks.since:  # under another staleness: nobody is held to it
-            self._send(call, job, session, request.names, None)
+        elif arrived.request.step < job.clocks.since:  # under another staleness: nobody is held to it
+            self._send(call, job, session, arrived.asked, None)
         else:
-            self._send_when_readable(call, job, session, session.worker or 0, request.names)
+            self._send_when_readable(call, job, session, session.worker or 0, arrived.asked)
 
     # --- who has to wait for others
 
@@ -558,12 +624,12 @@ class Shard:
         return job.clocks.may_read(worker)
 
     def _send_when_readable(
-        self, call: Call, job: JobStore, session: Session, worker: int, names: Sequence[str]
+        self, call: Call, job: JobStore, session: Session, worker: int, asked: Asked
     ) -> None:
         if self._may_read(job, worker):
-            self._send(call, job, session, names, None)
+            self._send(call, job, session, asked, None)
         else:
-            job.readers.append(Reader(call, session, worker, names, self._clock()))
+            job.readers.append(Reader(call, session, worker, asked, self._clock()))
 
     def _release(self, job: JobStore) -> None:
         """Answer those who need not wait any longer."""
@@ -579,9 +645,15 @@ class Shard:
                 self._metrics.barrier_wait.observe(now - reader.since)
                 job.longest_wait = max(job.longest_wait, now - reader.since)
                 try:
-                    self._send(reader.call, job, reader.session, reader.names, None)
+                    self._send(reader.call, job, reader.session, reader.asked, None)
                 except Exception as error:
                     reader.call.fail_with(error)  # the others are answered all the same
+
+    def load(self) -> Load:
+        """Return how much this shard has to do; to be called now and then."""
+        jobs = self.jobs.values()
+        rows = sum(table.rows for job in jobs for table in job.tables())
+        return self._meter.read(sum(job.nbytes for job in jobs), rows, self._clock())
 
     def waits(self) -> list[Wait]:
         """Return who keeps whom waiting here because of bounded staleness."""
@@ -594,6 +666,39 @@ class Shard:
         since = min(reader.since for reader in job.readers)
         what = f"step {clocks.slowest}"
         return Wait(job.name, self.number, what, len(job.readers), names[:NAMED], self._clock() - since)
+
+    # --- kernels
+
+    def use_compiled(self) -> None:
+        """See to it that tables are computed by compiled kernels; to be called now and then."""
+        for job in self.jobs.values():
+            for table in job.tables():
+                if table not in self._seen_tables:
+                    self._seen_tables.add(table)
+                    self._spawn(self._use_compiled(table))
+
+    async def _use_compiled(self, table: SparseBlock) -> None:
+        async with self._compiling:  # what one has had compiled is there for the next
+            await use_compiled(table)
+
+    # --- rows that nobody uses
+
+    def drop_rows(self) -> None:
+        """Begin to drop the rows that have expired, or are too many; to be called now and then."""
+        for job in self.jobs.values():
+            for table in job.tables():
+                if table.drops_rows and not table.lock.locked() and not self.is_frozen:
+                    self._spawn(self._under_way(job, self._drop_rows(job, table)))
+
+    async def _drop_rows(self, job: JobStore, table: SparseBlock) -> None:
+        loop = asyncio.get_running_loop()
+        while job.holding is None and not job.gone:  # a cut does not wait for it
+            async with table.lock:
+                keys = await loop.run_in_executor(self._threads, table.expire, self._clock())
+                self.journal.dropped(job, table, keys)
+            self._metrics.rows_dropped[job.label] += keys.size
+            if not keys.size:
+                return
 
     # --- pieces of the above
 
@@ -609,20 +714,115 @@ class Shard:
         return [self._pool.empty(part.elements, DTYPES[part.dtype]) for part in parts]
 
     def _send(
-        self, call: Call, job: JobStore, session: Session | None, names: Sequence[str], clock: int | None
+        self, call: Call, job: JobStore, session: Session | None, asked: Asked, clock: int | None
     ) -> None:
-        blocks = [job.block(name) for name in names]
-        parts = tuple([Part(b.name, b.spec.dtype, b.values.size) for b in blocks])
-        if session is not None:
-            session.seen = job.updates
-        call.reply(Pulled(job.updates, parts, clock), [block.values for block in blocks])
+        blocks = [job.dense(name) for name in asked.names]
+        read = None if session is None else job.read_by(session)
+        if read is not None:
+            read.seen = job.updates
+            for block in blocks:
+                read.read(block)
+        parts = [Part(b.name, b.spec.dtype, b.values.size) for b in blocks]
+        arrays = [block.values for block in blocks]
+        self._meter.keys += sum(one.keys.size for one in asked.rows)
+        effort = sum([one.block.effort(one.keys.size) for one in asked.rows])
+        if effort > LONG or any(one.block.lock.locked() for one in asked.rows):
+            call.connection.owe(asked.nbytes)
+            later = self._send_rows(call, Pulled(job.updates, tuple(parts), clock), arrays, read, asked)
+            self._spawn(call.answer_with(later))
+            return
+        for one in asked.rows:
+            part, rows = self._gathered(read, one)
+            parts.append(part)
+            arrays.append(rows)
+        call.reply(Pulled(job.updates, tuple(parts), clock), arrays)
+
+    async def _send_rows(
+        self, call: Call, reply: Pulled, arrays: list[Array], read: Backups | None, asked: Asked
+    ) -> None:
+        """Send rows that take their time, or are being changed: the event loop goes on meanwhile."""
+        loop = asyncio.get_running_loop()
+        parts, connection = list(reply.tensors), call.connection
+        try:
+            for one in asked.rows:
+                rows = self._room_for(one)
+                async with one.block.lock:
+                    await one.block.gather_in_threads(one.keys, rows, self._clock(), self._threads)
+                if one.values == one.block.spec.dtype:
+                    part, sent = _as_sent(read, one, rows)
+                else:
+                    part, sent = await loop.run_in_executor(self._threads, _as_sent, read, one, rows)
+                parts.append(part)
+                arrays.append(sent)
+            call.reply(replace(reply, tensors=tuple(parts)), arrays)
+        finally:
+            connection.owe(-asked.nbytes)
+
+    def _gathered(self, read: Backups | None, wanted: WantedRows) -> tuple[Part, Array]:
+        rows = self._room_for(wanted)
+        wanted.block.gather(wanted.keys, rows, self._clock())
+        return _as_sent(read, wanted, rows)
+
+    def _room_for(self, wanted: WantedRows) -> Array:
+        keys, block = wanted.keys, wanted.block
+        return self._pool.empty(keys.size * block.dim, DTYPES[block.spec.dtype]).reshape(keys.size, block.dim)
 
 
-def _check_names(job: JobStore, names: Sequence[str]) -> None:
-    """Refuse names that cannot be sent back, before anything is done for them."""
-    header = 0
+def _as_sent(read: Backups | None, wanted: WantedRows, rows: Array) -> tuple[Part, Array]:
+    """Return rows, (n, dim), as they travel; what a worker has read may have to be known later."""
+    if read is not None:
+        read.read_rows(wanted.block, wanted.keys, rows)
+    sent = narrow(rows.reshape(-1), wanted.values, wanted.block.name)
+    return Part(wanted.block.name, sent.dtype.name, sent.size), sent
+
+
+def _read(job: JobStore, session: Session) -> Backups:
+    """Return what a worker has read; whoever has gone meanwhile has missed nothing."""
+    return job.read_by(session) or Backups(job.updates)
+
+
+def _keys_parts(request: Step) -> list[Part]:
+    return parts_of_wanted(request.wanted) if isinstance(request, PushPull) else []
+
+
+def _made(request: Init, arrays: Sequence[Array]) -> Block:
+    """Return the block that is asked for."""
+    if request.spec.table is not None:
+        return SparseBlock(request.name, request.spec, request.attempt, request.start, request.stop)
+    return DenseBlock(request.name, request.spec, arrays[0], request.attempt, request.start)
+
+
+def _check_table(request: Init) -> None:
+    if request.tensors:
+        raise BadTensor("a table's block has no payload", field="tensors", value=len(request.tensors))
+    if not 0 <= request.start < request.stop <= HASH_SLOTS:
+        raise BadTensor(
+            f"a table's block is a range of {HASH_SLOTS} slots",
+            field=request.name,
+            value=f"{request.start} to {request.stop}",
+        )
+
+
+def _is_long(arrived: Arrived) -> bool:
+    """Return whether a push has to leave the event loop for threads."""
+    dense, rows = 0, 0.0
+    for block, gradient in arrived.gradients:
+        if isinstance(block, SparseBlock):
+            rows += block.effort(gradient.keys.size)
+        else:
+            dense += gradient.nbytes * block.effort
+    return dense > INLINE or rows > LONG
+
+
+def _check_names(job: JobStore, request: Pull | PushPull) -> None:
+    """Refuse names that cannot be sent back, before anything is done for them.
+
+    Where only rows are wanted, the answer's header is shorter than the request's.
+    """
+    names = request.names
+    header = sum(len(rows.name.encode()) + len(rows.values) + _PART_OVERHEAD for rows in request.wanted)
     for name in names:
-        block = job.block(name)
+        block = job.dense(name)
         header += len(name.encode()) + len(block.spec.dtype) + _PART_OVERHEAD
     if header > MAX_HEADER - _PART_OVERHEAD:
         raise BadRequest("name fewer tensors in one request", field="names", value=f"{len(names)} names")

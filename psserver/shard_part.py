@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from protocol.connection import Array
@@ -13,18 +13,20 @@ from protocol.messages import LoadPlan, SavedFile
 from psserver.durability import checkpoint
 from psserver.durability.checkpoint import Wanted
 from psserver.durability.failpoints import failpoint
-from psserver.durability.manifest import Header, Manifest
+from psserver.durability.manifest import KEYS, RECORDS, Header, Manifest
 from psserver.durability.object_storage import open_storage
 from psserver.durability.storage import Storage
 from psserver.persistence import Persistence
 from psserver.shard import Shard
 from psserver.shard_state import Snapshot
+from psserver.table_parts import WantedTable, load_table
 
 __all__ = ["ShardPart", "open_foreign"]
 
 _log = logging.getLogger(__name__)
 
 Loaded = dict[tuple[str, str, str], Array]
+Versions = dict[tuple[str, str], int]
 
 
 class ShardPart:
@@ -51,7 +53,7 @@ class ShardPart:
         self._shard = shard
         self._persistence = persistence
         self._replaced = replaced
-        self._loaded: tuple[LoadPlan, Loaded] | None = None
+        self._loaded: tuple[LoadPlan, Loaded, Versions] | None = None
 
     async def save(self, header: Header, snapshot: Snapshot) -> tuple[SavedFile, ...]:
         """Write this shard's part of a checkpoint.
@@ -103,18 +105,13 @@ class ShardPart:
         """
         failpoint("restore.begin")
         arrays: Loaded = {}
+        versions: Versions = {}
         if plan.checkpoint is not None:
             storage = self._persistence.storage
             if plan.url:
                 storage = await self._persistence.run(open_foreign, plan.url)
-            wanted = [
-                Wanted(job.name, tensor.name, tensor.start, tensor.stop, slot)
-                for job in plan.jobs
-                for tensor in job.tensors
-                for slot in ("", *tensor.slots)
-            ]
             try:
-                found = await self._persistence.run(_load, storage, plan, wanted, self._shard.number)
+                arrays, versions = await self._persistence.run(_load, storage, plan, self._shard.number)
             except OSError as error:
                 if not plan.url:
                     raise
@@ -124,8 +121,7 @@ class ShardPart:
             except CheckpointUnusable as error:
                 where = f"on shard {self._shard.number}: {error.message}"
                 raise CheckpointUnusable(where, field=error.field, value=error.value) from error
-            arrays = {(one.job, one.name, one.slot): values for one, values in found.items()}
-        self._loaded = (plan, arrays)
+        self._loaded = (plan, arrays, versions)
         failpoint("restore.loaded")
 
     def install(self, timeline: int) -> None:
@@ -136,8 +132,8 @@ class ShardPart:
         """
         if self._loaded is None:
             raise CheckpointUnusable("nothing was loaded", field="timeline", value=timeline)
-        (plan, arrays), self._loaded = self._loaded, None
-        self._shard.replace(plan.jobs, arrays)
+        (plan, arrays, versions), self._loaded = self._loaded, None
+        self._shard.replace(plan.jobs, arrays, versions)
         self.timeline = timeline
         self._is_complete = False
         self._replaced()
@@ -148,7 +144,7 @@ class ShardPart:
         _log.warning("this shard's state was replaced by %s; timeline %d begins", what, timeline)
 
 
-def _load(storage: Storage, plan: LoadPlan, wanted: Sequence[Wanted], shard: int) -> dict[Wanted, Array]:
+def _load(storage: Storage, plan: LoadPlan, shard: int) -> tuple[Loaded, Versions]:
     assert plan.checkpoint is not None  # noqa: S101 (there is something to load)
     manifest = checkpoint.read_manifest(storage, plan.checkpoint)
     if manifest.header != Header(plan.checkpoint, plan.shards, plan.cluster, plan.timeline):
@@ -158,9 +154,37 @@ def _load(storage: Storage, plan: LoadPlan, wanted: Sequence[Wanted], shard: int
             field="checkpoint",
             value=plan.checkpoint,
         )
-    return checkpoint.load_arrays(
-        storage, plan.checkpoint, wanted, plan.shards, shard=shard, manifest=manifest
-    )
+    source = (storage, plan.checkpoint)
+    tensors = [(job.name, tensor) for job in plan.jobs for tensor in job.tensors]
+    wanted = [
+        Wanted(job, tensor.name, tensor.start, tensor.stop, slot)
+        for job, tensor in tensors
+        if tensor.spec.table is None
+        for slot in ("", *tensor.slots)
+    ]
+    found = checkpoint.load_arrays(*source, wanted, plan.shards, shard=shard, manifest=manifest)
+    arrays: Loaded = {(one.job, one.name, one.slot): values for one, values in found.items()}
+    for job, tensor in tensors:
+        if tensor.spec.table is not None:
+            table = WantedTable(job, tensor.name, tensor.spec.dtype, tensor.start, tensor.stop)
+            keys, records = load_table(*source, plan.shards, table, manifest)
+            arrays[job, tensor.name, KEYS], arrays[job, tensor.name, RECORDS] = keys, records
+    return arrays, _versions(*source, manifest)
+
+
+def _versions(storage: Storage, number: int, manifest: Manifest) -> Versions:
+    """Return how many updates each tensor had seen on the shards whose files are here."""
+    versions: Versions = {}
+    for shard in range(manifest.header.shards):
+        try:
+            state = checkpoint.read_shard_state(storage, number, shard, manifest=manifest).state
+        except CheckpointUnusable:
+            continue  # what of it is needed was looked at already
+        for job in state["jobs"]:
+            for block in job["blocks"]:
+                key = (job["name"], block["name"])
+                versions[key] = max(versions.get(key, 0), block["version"])
+    return versions
 
 
 def open_foreign(url: str) -> Storage:

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from protocol.connection import Array
 from protocol.documents import EPOCH
 from protocol.errors import BadRequest, error_from_wire
-from protocol.messages import Done, LoadedJob, Pulled, Pushed
+from protocol.messages import Done, LoadedJob, LoadedTensor, Pulled, Pushed, Spec
+from protocol.optimizers import optimizer_from_spec
 from psserver.consistency import Clocks
 from psserver.durability.checkpoint import SavedArray
 from psserver.durability.log import Batch
+from psserver.durability.manifest import KEYS, RECORDS, table_slot
 from psserver.jobs import JobStore
 from psserver.journal import Journal, Taken, plain_done
+from psserver.optimizers import rule_of
 from psserver.sequences import Outcome
 from psserver.sequences import Sequence as Numbered
 from psserver.steps import Share, Steps, follow
-from psserver.store.dense import DenseBlock, StepMean, spec_from_plain
+from psserver.store.dense import DenseBlock, spec_from_plain
+from psserver.store.means import Mean, arrays_of, mean_from
+from psserver.store.sparse import SparseBlock
+from psserver.table_parts import saved_table
 
 __all__ = ["Snapshot", "install", "load", "replay", "snapshot"]
 
@@ -53,7 +59,14 @@ def snapshot(jobs: Jobs, steps: Mapping[str, Steps], journal: Journal) -> Snapsh
 
 
 def _plain_job(job: JobStore, steps: Steps, arrays: list[SavedArray]) -> dict[str, Any]:
-    arrays += [_saved(job, block.name, "", block.values) for block in job.blocks.values()]
+    for block in job.blocks.values():
+        if isinstance(block, SparseBlock):
+            arrays += saved_table(job.name, block.name, block.start, block.snapshot())
+        else:
+            arrays += [
+                _saved(job, block, slot, values)
+                for slot, values in zip(("", *block.rule.slots), (block.values, *block.slots), strict=True)
+            ]
     return {
         "name": job.name,
         "epoch": job.epoch,
@@ -74,33 +87,45 @@ def _plain_job(job: JobStore, steps: Steps, arrays: list[SavedArray]) -> dict[st
     }
 
 
-def _saved(job: JobStore, name: str, slot: str, values: Array) -> SavedArray:
-    block = job.blocks[name]
+def _saved(job: JobStore, block: DenseBlock, slot: str, values: Array) -> SavedArray:
     stop = block.start + block.values.size
-    return SavedArray(job.name, name, slot, values.dtype.name, block.spec.shape, block.start, stop, values)
+    spec = block.spec
+    return SavedArray(job.name, block.name, slot, values.dtype.name, spec.shape, block.start, stop, values)
+
+
+def _saved_alone(job: JobStore, name: str, slot: str, values: Array) -> SavedArray:
+    """Return an array that is whole by itself."""
+    shape = (values.size,)
+    return SavedArray(job.name, name, slot, values.dtype.name, shape, 0, values.size, values)
 
 
 def _plain(done: Done) -> list[int]:
     return [done.lease, done.batches]
 
 
-def _plain_block(block: DenseBlock) -> dict[str, Any]:
-    return {
+def _plain_block(block: DenseBlock | SparseBlock) -> dict[str, Any]:
+    plain = {
         "name": block.name,
         "spec": block.plain_spec,
         "start": block.start,
         "attempt": block.attempt,
         "version": block.version,
     }
+    return plain | {"stop": block.stop} if isinstance(block, SparseBlock) else plain
 
 
 def _plain_means(
-    job: JobStore, slot: str, means: Mapping[str, StepMean], arrays: list[SavedArray]
+    job: JobStore, slot: str, means: Mapping[str, Mean], arrays: list[SavedArray]
 ) -> dict[str, list[float]]:
     plain = {}
     for name, mean in means.items():
         total, unit, relative = mean.freeze()
-        arrays.append(_saved(job, name, slot, total))
+        block = job.block(name)
+        for part, array in arrays_of(total).items():
+            if isinstance(block, DenseBlock):
+                arrays.append(_saved(job, block, slot, array))
+            elif array.size:
+                arrays.append(_saved_alone(job, name, f"{slot}.{part}", array))
         plain[name] = [unit, relative]
     return plain
 
@@ -129,7 +154,8 @@ def install(state: Mapping[str, Any], arrays: Iterable[SavedArray], new_job: New
     Raises:
         BadRequest: the state is not whole.
     """
-    found = {(array.job, array.name, array.slot): array.values for array in arrays}
+    # What comes from a file is there as a whole.
+    found = {(array.job, array.name, array.slot): cast(Array, array.values) for array in arrays}
     try:
         for plain in state["jobs"]:
             _install_job(plain, found, *new_job(plain["name"]))
@@ -151,15 +177,14 @@ def _install_job(
     job.sequences = {int(worker): Numbered.restored(one) for worker, one in plain["sequences"].items()}
     job.cursors = {(worker, life): Done(*done) for worker, life, *done in plain["cursors"]}
     for one in plain["blocks"]:
-        values = arrays[job.name, one["name"], ""]
-        job.blocks[one["name"]] = _block(one["name"], one, values)
+        job.blocks[one["name"]] = _block(job.name, one, arrays)
     steps.begin_at(plain["step"])
     for step, means in plain["merged"]:
-        steps.merged[step] = _means(job.name, f"merged.{step}", means, arrays)
+        steps.merged[step] = _means(job, f"merged.{step}", means, arrays)
     for one in plain["shares"]:
         slot = f"share.{one['step']}.{one['worker']}"
         share = Share(
-            means=_means(job.name, slot, one["means"], arrays),
+            means=_means(job, slot, one["means"], arrays),
             ended=one["ended"],
             idle=one["idle"],
             included=one["included"],
@@ -169,21 +194,56 @@ def _install_job(
         steps.restore(one["step"], one["worker"], share)
 
 
-def _block(name: str, plain: Mapping[str, Any], values: Array) -> DenseBlock:
-    block = DenseBlock(name, spec_from_plain(plain["spec"]), values, plain["attempt"], plain["start"])
+def _block(
+    job: str, plain: Mapping[str, Any], arrays: Mapping[tuple[str, str, str], Array]
+) -> DenseBlock | SparseBlock:
+    name, spec, start = plain["name"], spec_from_plain(plain["spec"]), plain["start"]
+    block: DenseBlock | SparseBlock
+    if spec.table is not None:
+        block = SparseBlock(name, spec, plain["attempt"], start, plain["stop"])
+        if (job, name, table_slot(KEYS, start)) in arrays:
+            block.put(
+                arrays[job, name, table_slot(KEYS, start)],
+                _records(arrays, job, name, table_slot(RECORDS, start), block),
+            )
+    else:
+        block = _dense(job, name, spec, plain["attempt"], start, arrays)
     block.version = plain["version"]
     return block
 
 
-def _means(
+def _records(
+    arrays: Mapping[tuple[str, str, str], Array], job: str, name: str, slot: str, block: SparseBlock
+) -> Array:
+    return arrays[job, name, slot].reshape(-1, block.width)
+
+
+def _dense(
     job: str,
+    name: str,
+    spec: Spec,
+    attempt: int,
+    start: int,
+    arrays: Mapping[tuple[str, str, str], Array],
+) -> DenseBlock:
+    names = rule_of(optimizer_from_spec(spec.optimizer)).slots
+    slots = tuple([arrays[job, name, slot] for slot in names])
+    return DenseBlock(name, spec, arrays[job, name, ""], attempt, start, slots)
+
+
+def _means(
+    job: JobStore,
     slot: str,
     plain: Mapping[str, Sequence[float]],
     arrays: Mapping[tuple[str, str, str], Array],
-) -> dict[str, StepMean]:
-    means = {name: StepMean(arrays[job, name, slot], *weights) for name, weights in plain.items()}
-    for mean in means.values():
-        mean.freeze()  # its memory may not be writeable
+) -> dict[str, Mean]:
+    means = {}
+    for name, (unit, relative) in plain.items():
+        keys = {"": slot, "keys": f"{slot}.keys", "values": f"{slot}.values"}
+        found = {
+            part: arrays[job.name, name, key] for part, key in keys.items() if (job.name, name, key) in arrays
+        }
+        means[name] = mean_from(job.blocks.get(name), found, unit, relative)
     return means
 
 
@@ -194,18 +254,39 @@ def _done(plain: Sequence[int] | None) -> Done | None:
 # --- from a checkpoint, on another timeline or another number of shards
 
 
-def load(jobs: Iterable[LoadedJob], arrays: Mapping[tuple[str, str, str], Array], new_job: NewJob) -> None:
-    """Make jobs of a load plan and its arrays, by job, tensor and slot; nobody works on them."""
+def load(
+    jobs: Iterable[LoadedJob],
+    arrays: Mapping[tuple[str, str, str], Array],
+    versions: Mapping[tuple[str, str], int],
+    new_job: NewJob,
+) -> None:
+    """Make jobs of a load plan; nobody works on them.
+
+    Args:
+        jobs: what to make.
+        arrays: by job, tensor and slot.
+        versions: how many updates each tensor has seen, by job and tensor.
+        new_job: makes an empty job.
+    """
     for plan in jobs:
         job, steps = new_job(plan.name)
         job.updates = plan.updates
         job.clocks.furthest = plan.step
         steps.begin_at(plan.step)
         for tensor in plan.tensors:
-            values = arrays[plan.name, tensor.name, ""]
-            block = DenseBlock(tensor.name, tensor.spec, values, tensor.attempt, tensor.start)
-            block.version = plan.updates
-            job.blocks[tensor.name] = block
+            block = job.blocks[tensor.name] = _loaded(plan.name, tensor, arrays)
+            block.version = versions.get((plan.name, tensor.name), 0)
+
+
+def _loaded(
+    job: str, tensor: LoadedTensor, arrays: Mapping[tuple[str, str, str], Array]
+) -> DenseBlock | SparseBlock:
+    name, spec = tensor.name, tensor.spec
+    if spec.table is None:
+        return _dense(job, name, spec, tensor.attempt, tensor.start, arrays)
+    block = SparseBlock(name, spec, tensor.attempt, tensor.start, tensor.stop)
+    block.put(arrays[job, name, KEYS], _records(arrays, job, name, RECORDS, block))
+    return block
 
 
 # --- from a log
@@ -220,18 +301,46 @@ def replay(batch: Batch, jobs: Jobs, steps: Mapping[str, Steps], new_job: NewJob
     try:
         for event in batch.events:
             _replay_event(event, batch, jobs, steps, new_job)
-        for (kind, job, *rest), (info, values) in batch.arrays.items():
+        for (kind, job, *rest), (info, _) in batch.arrays.items():
             if kind == "block":
-                _replay_block(jobs[str(job)], str(rest[0]), info, values)
+                _replay_block(jobs[str(job)], str(rest[0]), info, batch)
+        _replay_rows(jobs, batch)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise _not_whole(error) from error
 
 
-def _replay_block(job: JobStore, name: str, info: Sequence[Any], values: Array) -> None:
-    spec, start, attempt, version = info
-    block = DenseBlock(name, spec_from_plain(spec), values, attempt, start)
+def _replay_block(job: JobStore, name: str, info: Sequence[Any], batch: Batch) -> None:
+    plain, start, attempt, version = info
+    arrays = {(job.name, name, ""): batch.arrays["block", job.name, name][1]}
+    for (kind, *key), (_, values) in batch.arrays.items():
+        if kind == "slot" and key[:2] == [job.name, name]:
+            arrays[job.name, name, str(key[2])] = values
+    block = _dense(job.name, name, spec_from_plain(plain), attempt, start, arrays)
     block.version = version
     job.blocks[name] = block
+
+
+def _replay_table(job: JobStore, name: str, info: Sequence[Any]) -> None:
+    plain, start, attempt, version, stop = info
+    block = SparseBlock(name, spec_from_plain(plain), attempt, start, stop)
+    block.version = version
+    job.blocks[name] = block
+
+
+def _replay_rows(jobs: Jobs, batch: Batch) -> None:
+    """Put and drop the rows that a batch tells of, in the order in which they changed."""
+    changes = [key for key in batch.arrays if key[0] == "gone" or (key[0] == "rows" and key[4] == "keys")]
+    for key in sorted(changes, key=lambda key: int(key[3])):
+        kind, job, name, number, *_ = key
+        block, keys = jobs[str(job)].blocks[str(name)], batch.arrays[key][1]
+        if not isinstance(block, SparseBlock):
+            raise ValueError(f"{name} is no table")  # noqa: TRY004 (of a file)
+        if kind == "gone":
+            block.remove(keys)
+        else:
+            records = batch.arrays["rows", job, name, number, "records"][1]
+            block.put(keys, records.reshape(-1, block.width))
+            block.version += 1
 
 
 def _replay_event(
@@ -247,11 +356,14 @@ def _replay_event(
             job.updates = updates
             steps[name].forget(step, worker, seq)
             _complete(job, Taken(worker, life, seq, fingerprint), done, None if ends else Pushed(updates))
-            if ends and _is_live(job, worker, life):
+            if ends and job.is_live(worker, life):
                 job.clocks.ended(worker, step)
-        case ["share", name, worker, life, seq, fingerprint, step, ends, done, weight]:
+        case ["table", name, table, info]:
+            _replay_table(jobs[name], table, info)
+        case ["share", name, worker, life, seq, fingerprint, step, ends, done, weight, means]:
             taken = Taken(worker, life, seq, fingerprint)
-            _replay_share(jobs[name], steps[name], taken, step, batch, ends=ends, weight=weight, done=done)
+            job, kept = jobs[name], steps[name]
+            _replay_share(job, kept, taken, step, batch, means, ends=ends, weight=weight, done=done)
         case ["include", name, step, workers]:
             for worker in workers:
                 steps[name].include(step, worker)
@@ -264,7 +376,7 @@ def _replay_event(
                     outcome = error_from_wire(*error)
                 taken = Taken(worker, life, seq, fingerprint)
                 _complete(job, taken, done if applied and included else None, outcome)
-                if ended and _is_live(job, worker, life):
+                if ended and job.is_live(worker, life):
                     job.clocks.ended(worker, step)
             steps[name].replay_commit(step)
         case ["flush", name, step]:
@@ -273,15 +385,10 @@ def _replay_event(
             pass  # the coordinator's
 
 
-def _is_live(job: JobStore, worker: int, incarnation: int) -> bool:
-    member = job.clocks.members.get(worker)
-    return member is not None and member.incarnation == incarnation
-
-
 def _complete(job: JobStore, taken: Taken, done: Sequence[int] | None, outcome: Outcome) -> None:
     if done is not None:
         job.cursors[taken.worker, taken.incarnation] = Done(*done)
-    if _is_live(job, taken.worker, taken.incarnation):
+    if job.is_live(taken.worker, taken.incarnation):
         job.sequences[taken.worker].completed(taken.seq, taken.fingerprint, outcome)
 
 
@@ -291,19 +398,19 @@ def _replay_share(
     taken: Taken,
     step: int,
     batch: Batch,
+    means: Sequence[Sequence[Any]],
     *,
     ends: bool,
     weight: float,
     done: Sequence[int] | None,
 ) -> None:
-    if step < steps.clock or not _is_live(job, taken.worker, taken.incarnation):
+    if step < steps.clock or not job.is_live(taken.worker, taken.incarnation):
         return
     share = steps.share(step, taken.worker)
-    for (kind, name, *rest), (info, values) in batch.arrays.items():
-        if (kind, name, *rest[:2]) == ("share", job.name, step, taken.worker):
-            _, unit, relative = info
-            mean = share.means[str(rest[2])] = StepMean(values, unit, relative)
-            mean.freeze()
+    for name, unit, relative in means:
+        keys = {part: ("share", job.name, step, taken.worker, name, part) for part in ("", "keys", "values")}
+        arrays = {part: batch.arrays[key][1] for part, key in keys.items() if key in batch.arrays}
+        share.means[name] = mean_from(job.blocks.get(name), arrays, unit, relative)
     share.taken.append(taken)
     share.done = _done(done) or share.done
     share.ended, share.idle = share.ended or ends, ends and weight == 0

@@ -14,22 +14,27 @@ from concurrent.futures import Executor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any, Final
 
-from protocol.connection import Array
 from protocol.errors import BadRequest
 from protocol.messages import Decide, Done, Ended, Epoch, Pulled, Pushed, PushPull, Step
+from psserver.arriving import Arrived, Asked, Block
 from psserver.call import Call
 from psserver.jobs import JobStore, Session, fenced
-from psserver.journal import Journal, Taken
+from psserver.journal import Changes, Journal, Taken
 from psserver.metrics import ServerMetrics
+from psserver.optimizers import Moment
 from psserver.sequences import Outcome
 from psserver.sequences import Sequence as Numbered
-from psserver.store.dense import DenseBlock, StepMean
+from psserver.store.means import Mean, mean_of
+from psserver.store.swapping import swap_all
 
 __all__ = ["Send", "Share", "Steps", "follow"]
 
-Send = Callable[[Call, JobStore, Session | None, Sequence[str], int | None], None]
-"""Answers a call with the current values of these tensors, and with a late worker's clock."""
+Send = Callable[[Call, JobStore, Session | None, Asked, int | None], None]
+"""Answers a call with the current values of what was asked for, and with a late worker's clock."""
+
+_NOTHING: Final = Asked(())
 
 
 def follow(job: JobStore, steps: Steps, epoch: Epoch) -> bool:
@@ -56,11 +61,11 @@ class Share:
     requests whose gradients are in it; ``done`` is how far the last one says that the worker's chunk is.
     """
 
-    means: dict[str, StepMean] = field(default_factory=dict)
+    means: dict[str, Mean] = field(default_factory=dict)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     adding: int = 0
     call: Call | None = None
-    names: Sequence[str] = ()
+    asked: Asked = _NOTHING
     ended: bool = False
     idle: bool = False
     included: bool = False
@@ -105,7 +110,7 @@ class Steps:
         self._send = send
         self._now = now
         self._shares: dict[int, dict[int, Share]] = {}  # by step and worker
-        self._merged: dict[int, dict[str, StepMean]] = {}  # what is in a step, by step and tensor
+        self._merged: dict[int, dict[str, Mean]] = {}  # what is in a step, by step and tensor
         self._decisions: deque[Decide] = deque()
         self._settling = asyncio.Lock()
 
@@ -126,54 +131,55 @@ class Steps:
             f"the open step is {self.clock}; each worker ends each step once", field="step", value=step
         )
 
-    async def contribute(
-        self, call: Call, session: Session, taken: Taken, request: Step, arrays: Sequence[Array]
-    ) -> None:
+    async def contribute(self, call: Call, session: Session, taken: Taken, arrived: Arrived) -> None:
         """Take a worker's gradients; those of a step that is over are dropped."""
+        request = arrived.request
         worker = self._job.worker(session)
         done, outcome = self._job.sequences[worker].effect(request.seq)
         if done:  # it was taken before a restart, and has just been applied
-            self._answer_when_durable(call, request, outcome.clock if isinstance(outcome, Pulled) else None)
+            self._answer_when_durable(call, arrived, outcome.clock if isinstance(outcome, Pulled) else None)
             return
         if self._is_kept(request.step) and request.step < self.clock:
-            self._late(call, worker, request)
+            self._late(call, worker, arrived)
             return
         share = self._share(request, worker)
         if not share.has(request.seq):
-            await self._take(share, taken, request, arrays)
+            await self._take(share, taken, arrived)
         self._job.worker(session)  # it may be out by now
         if not self._is_kept(request.step) and not share.included:  # steps are no longer kept, or begin later
-            changed = await self._apply_share(share)
-            answer = partial(self._answer_now, call, request, None)
+            changed = await self._apply_share(request.step, share)
+            answer = partial(self._answer_now, call, arrived, None)
             self._journal.flushed(self._job, request.step, share, changed, answer)
         elif self._is_kept(request.step) and request.step < self.clock:
-            self._late(call, worker, request)
+            self._late(call, worker, arrived)
         elif type(request) is PushPull:
-            share.call, share.names = call, request.names
+            share.call, share.asked = call, arrived.asked
             share.since = self._now()
         else:
             call.reply(Pushed(self._job.updates))
 
-    async def _take(self, share: Share, taken: Taken, request: Step, arrays: Sequence[Array]) -> None:
+    async def _take(self, share: Share, taken: Taken, arrived: Arrived) -> None:
         """Add a request's gradients to a share; where that is a promise, return when it is durable.
 
         The next is added only then: what is logged must hold those gradients alone that the log tells of.
         """
+        request = arrived.request
         if share.ended:  # by a request that came right before
             raise self._no_such_step(request.step)
         ends = type(request) is PushPull
         share.ended = ends
         share.adding += 1
         try:
-            blocks = await self._checked(request, arrays)
+            for block, gradient in arrived.gradients:
+                await block.check(gradient, self._threads)
             async with share.lock:
-                for block, array in zip(blocks, arrays, strict=True):
-                    await self._add(share, block.name, array, request.weight)
+                for block, gradient in arrived.gradients:
+                    await self._add(share, block.name, gradient, request.weight)
                 share.taken.append(taken)
                 share.done = request.done or share.done
                 share.idle = ends and request.weight == 0
                 if self._is_kept(request.step) and self._journal.must_remember(request):
-                    await self._journal.share(self._job, share, taken, request)
+                    await self._journal.share(self._job, share, taken, arrived)
         except Exception:
             share.ended = share.ended and not ends
             raise
@@ -189,34 +195,28 @@ class Steps:
         kept = self._shares.get(request.step, {}).get(worker)
         return kept if kept is not None and kept.has(request.seq) else Share()  # of no step: applied at once
 
-    async def _checked(self, request: Step, arrays: Sequence[Array]) -> list[DenseBlock]:
-        blocks = [self._job.block(part.name) for part in request.tensors]
-        for block, array in zip(blocks, arrays, strict=True):
-            await block.check(array, self._threads)
-        return blocks
-
-    async def _add(self, share: Share, name: str, array: Array, weight: float) -> None:
+    async def _add(self, share: Share, name: str, gradient: Any, weight: float) -> None:
         mean = share.means.get(name)
         if mean is None:
-            share.means[name] = StepMean(array, weight)
+            share.means[name] = mean_of(gradient, weight)
         else:
-            await mean.add(array, weight, self._threads)
+            await mean.add(gradient, weight, self._threads)
 
-    def _late(self, call: Call, worker: int, request: Step) -> None:
+    def _late(self, call: Call, worker: int, arrived: Arrived) -> None:
         # Not logged: who asks again after a restart is late once more.
-        if request.weight:
+        if arrived.request.weight:
             self._drop(1)
         self._job.clocks.ended(worker, self.clock - 1)
-        self._answer_when_durable(call, request, self.clock)
+        self._answer_when_durable(call, arrived, self.clock)
 
-    def _answer_when_durable(self, call: Call, request: Step, clock: int | None) -> None:
+    def _answer_when_durable(self, call: Call, arrived: Arrived, clock: int | None) -> None:
         """Answer when the end of the step, which makes the answer what it is, cannot be forgotten."""
-        self._journal.when_durable(partial(self._answer_now, call, request, clock))
+        self._journal.when_durable(partial(self._answer_now, call, arrived, clock))
 
-    def _answer_now(self, call: Call, request: Step, clock: int | None) -> None:
+    def _answer_now(self, call: Call, arrived: Arrived, clock: int | None) -> None:
         try:
-            if type(request) is PushPull:
-                self._send(call, self._job, None, request.names, clock)
+            if type(arrived.request) is PushPull:
+                self._send(call, self._job, None, arrived.asked, clock)
             else:
                 call.reply(Pushed(self._job.updates))
         except Exception as error:
@@ -274,7 +274,8 @@ class Steps:
             means, share.means = share.means, {}  # a decision that comes again finds nothing more
             for name, mean in means.items():
                 if name in merged:
-                    await merged[name].merge(mean, self._threads)
+                    before: Any = merged[name]  # of the same kind
+                    await before.merge(mean, self._threads)
                 else:
                     merged[name] = mean
 
@@ -282,7 +283,7 @@ class Steps:
         """Apply a step's means, all of them or none; open the next step, and answer who waits."""
         error: Exception | None = None
         try:
-            changed = await self._apply(self._merged.pop(step, {}))
+            changed = await self._apply(step, self._merged.pop(step, {}))
         except Exception as failure:
             error, changed = failure, []
         shares = self._close(step, applied=error is None)
@@ -301,18 +302,21 @@ class Steps:
         waits = [now - share.since for share in shares if share.call is not None]
         self._job.longest_wait = max([self._job.longest_wait, *waits])
 
-    async def _apply(self, means: dict[str, StepMean]) -> list[DenseBlock]:
+    async def _apply(self, step: int, means: dict[str, Mean]) -> Changes:
+        moment = Moment(step, now=self._now())
         async with AsyncExitStack() as locks:
             blocks = [self._job.block(name) for name in sorted(means)]
             for block in blocks:
                 await locks.enter_async_context(block.lock)
-            fresh = [await self._next_version(block, means[block.name]) for block in blocks]
-            for block, values in zip(blocks, fresh, strict=True):
-                block.swap(values)
-        return blocks
+            changed = [
+                (block, await self._next_version(block, means[block.name], moment)) for block in blocks
+            ]
+            await swap_all(changed, self._threads)
+        return changed
 
-    async def _next_version(self, block: DenseBlock, mean: StepMean) -> Array:
-        return await block.next_version_in_threads(await mean.result(self._threads), self._threads)
+    async def _next_version(self, block: Block, mean: Mean, moment: Moment) -> Any:
+        gradient: Any = await mean.result(self._threads)
+        return await block.next_version_in_threads(gradient, moment, self._threads)
 
     def _close(self, step: int, *, applied: bool) -> list[Share]:
         """End a step and return the shares that were put into it; who is still adding to one is late."""
@@ -357,7 +361,7 @@ class Steps:
         self._metrics.barrier_wait.observe(now - share.since)
         self._metrics.staleness.observe(0.0)
         try:
-            self._send(share.call, self._job, None, share.names, None if share.included else self.clock)
+            self._send(share.call, self._job, None, share.asked, None if share.included else self.clock)
         except Exception as error:
             share.call.fail_with(error)  # the others are answered all the same
 
@@ -406,7 +410,7 @@ class Steps:
     async def _flush_share(self, step: int, share: Share) -> Exception | None:
         """Apply a share on its own, and return why it cannot be, if so."""
         try:
-            changed = await self._apply_share(share)
+            changed = await self._apply_share(step, share)
         except Exception as error:
             if share.call is not None:
                 share.call.fail_with(error)
@@ -418,15 +422,15 @@ class Steps:
         if share.call is None:
             return
         try:
-            self._send(share.call, self._job, None, share.names, None)
+            self._send(share.call, self._job, None, share.asked, None)
         except Exception as error:
             share.call.fail_with(error)
 
-    async def _apply_share(self, share: Share) -> list[DenseBlock]:
-        """Apply a share on its own; return the blocks that it has changed."""
+    async def _apply_share(self, step: int, share: Share) -> Changes:
+        """Apply a share on its own; return what it has changed."""
         async with share.lock:
             means, share.means = share.means, {}
-            changed = await self._apply(means)
+            changed = await self._apply(step, means)
             self._applied(share)
             self._note_done(share)
             if means:
@@ -437,7 +441,7 @@ class Steps:
     # --- what a restart takes up
 
     @property
-    def merged(self) -> dict[int, dict[str, StepMean]]:
+    def merged(self) -> dict[int, dict[str, Mean]]:
         """The means of steps as far as they were merged, by step and tensor."""
         return self._merged
 

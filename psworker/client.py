@@ -57,15 +57,24 @@ from protocol.messages import (
     check_weight,
 )
 from protocol.optimizers import SGD, Optimizer, spec_of
+from protocol.tables import VALUES, Initial, Zeros
 from protocol.tensors import Part, all_finite, dtype_name
 from psworker.link import Link, Recovery
-from psworker.router import Outgoing, Pulls, as_tensor, plan_pull, plan_push
+from psworker.router import as_tensor, plan_pull, plan_push
+from psworker.rows import Outgoing, RowPlans, SparseGradient
+from psworker.tables import SparseTable, spec_of_table
 
-__all__ = ["Client", "JoinSettings", "connect"]
+__all__ = ["Client", "Gradients", "JoinSettings", "Wanted", "connect"]
 
 _log = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
+
+Gradients = Mapping[str, npt.ArrayLike | SparseGradient]
+"""Gradients by tensor name."""
+
+Wanted = Iterable[str] | Mapping[str, npt.ArrayLike | None]
+"""Names of tensors; or names with the keys of what is a sparse table, and None for what is not."""
 
 _RETAIN: Final = 1 << 30
 """Idle bytes kept for the next pulls."""
@@ -80,7 +89,7 @@ _UNWRITABLE_PAUSE: Final = 1.0  # seconds until a server that could not write it
 
 @dataclass(frozen=True, slots=True)
 class JoinSettings:
-    """How to take part in a job; see ``connect``. ``observe``: not as a worker."""
+    """How to take part in a job; see ``connect``. ``observe``: not as a worker. ``values``: of rows."""
 
     job: str | None
     name: str | None = None
@@ -89,6 +98,7 @@ class JoinSettings:
     backup_workers: int | None = None
     observe: bool = False
     plan: Plan | None = None
+    values: str | None = None
 
 
 @asynccontextmanager
@@ -102,6 +112,7 @@ async def connect(
     backup_workers: int | None = None,
     observe: bool = False,
     reconnect_for: float = 60.0,
+    values: str | None = None,
     plan: Plan | None = None,
 ) -> AsyncIterator[Client]:
     """Join a job of a cluster as one of its workers, and leave it at the end.
@@ -122,14 +133,20 @@ async def connect(
             None: what the job has, or 0.
         observe: use an existing job without being one of its workers: pull, but not push.
         reconnect_for: seconds to keep trying while a server does not answer.
+        values: the dtype in which the numbers of sparse tables' rows travel, where it is narrower than the
+            table's: ``float16``, ``bfloat16`` or ``float32``; None: the table's own. The servers compute and
+            keep rows in the table's dtype all the same.
         plan: the work on data that the coordinator hands out in chunks; for daemons.
 
     Raises:
+        BadRequest: ``values`` is none of these, or the servers do not take it.
         Unreachable: no server answers.
         JobMismatch: the job exists with another staleness, number of workers or plan.
         PSError: any other reason for which the cluster refuses.
     """
-    settings = JoinSettings(job, name, staleness, workers, backup_workers, observe, plan)
+    if values is not None and values not in VALUES:
+        raise BadRequest(f"rows travel as one of {', '.join(VALUES)}", field="values", value=values)
+    settings = JoinSettings(job, name, staleness, workers, backup_workers, observe, plan, values)
     client = Client(split_address(address), settings, reconnect_for)
     try:
         await client._enter()
@@ -197,18 +214,19 @@ class Client:
         self._idle = True  # nothing was pushed in this step yet
         self._tensors: dict[str, TensorInfo] = {}
         self._pool = BufferPool(_RETAIN)
+        self._rows = RowPlans(self._pool, settings.values)
         self._creating = asyncio.Lock()
         self._joining = asyncio.Lock()
 
     # --- joining and leaving
 
     def _link(self, address: tuple[str, int], hello: Hello) -> Link:
-        return Link(address, hello, self.traffic, self.recovery, self._reconnect_for)
+        return Link(address, hello, self.traffic, self.recovery, self._reconnect_for, self._settings.values)
 
     async def _enter(self) -> None:
         self._tensors.clear()  # on another timeline they may be elsewhere
         coordinator = (self._coordinator, _hello(), self.traffic, self.recovery, self._reconnect_for)
-        self._links = [Link(*coordinator, marked=self._mark)]
+        self._links = [Link(*coordinator, self._settings.values, marked=self._mark)]
         await self._links[0].open()
         if self._settings.observe:
             attached: Attached
@@ -368,12 +386,71 @@ class Client:
             )
         optimizer = SGD() if optimizer is None else optimizer
         spec = Spec(dtype_name(array.dtype), array.shape, spec_of(optimizer))
+        await self._create(name, spec, array.reshape(-1))
+
+    async def create_sparse(
+        self,
+        name: str,
+        dim: int,
+        optimizer: Optimizer | None = None,
+        init: Initial | None = None,
+        *,
+        seed: int = 0,
+        dtype: str = "float32",
+        admit_after: int = 1,
+        expire_after: float = 0.0,
+        capacity: int = 0,
+    ) -> SparseTable:
+        """Make a sparse table, rows of numbers by 64-bit keys, or find that it exists.
+
+        A row is made when its key is first pushed; until then a pull gives what it would begin with.
+
+        Args:
+            name: as for ``create``.
+            dim: numbers in a row.
+            optimizer: what the server does with pushed gradients; ``SGD()`` if None.
+            init: what rows begin with; ``Zeros()`` if None. It follows from the key and ``seed`` alone.
+            seed: of the initial values.
+            dtype: ``float32`` or ``float64``.
+            admit_after: pushes that a key must have been in for its row to be made; earlier ones are dropped.
+            expire_after: seconds after which a row that nobody has pushed or pulled is dropped; 0: never.
+            capacity: rows beyond which those not used for longest are dropped; 0: as many as come.
+
+        Raises:
+            SpecMismatch: it exists with other settings.
+            BadRequest: a setting is not usable.
+        """
+        spec = spec_of_table(
+            dtype,
+            SGD() if optimizer is None else optimizer,
+            Zeros() if init is None else init,
+            dim=dim,
+            seed=seed,
+            admit_after=admit_after,
+            expire_after=expire_after,
+            capacity=capacity,
+        )
+        await self._create(name, spec, None)
+        return self.table(name)
+
+    def table(self, name: str) -> SparseTable:
+        """Return a handle on a sparse table that exists; whether it does is seen when it is used."""
+        return SparseTable(self, name)
+
+    async def check_is_table(self, name: str) -> None:
+        """Raise ``BadRequest`` if a tensor is dense, and ``UnknownTensor`` if nobody has created it."""
+        await self._ready()
+        (info,) = await self._infos([name])
+        if info.spec.table is None:
+            raise BadRequest("it is a dense tensor, which has no keys", field="names", value=name)
+
+    async def _create(self, name: str, spec: Spec, flat: Array | None) -> None:
         async with self._creating:  # asking again for what is being made would begin a new attempt
             await self._ready()
-            created = await self._create(name, spec, array.reshape(-1))
+            created = await self._made(name, spec, flat)
         self._tensors[name] = TensorInfo(name, spec, created.blocks)
 
-    async def _create(self, name: str, spec: Spec, flat: Array) -> Created:
+    async def _made(self, name: str, spec: Spec, flat: Array | None) -> Created:
         """Make a tensor, and fill it if that is this client's part."""
         while True:
             created: Created
@@ -390,7 +467,9 @@ class Client:
                 continue  # a former try of ours has arrived late and begun another attempt
             return created
 
-    def _init(self, name: str, spec: Spec, block: Block, attempt: int, flat: Array) -> Answer:
+    def _init(self, name: str, spec: Spec, block: Block, attempt: int, flat: Array | None) -> Answer:
+        if flat is None:
+            return self._links[block.shard].send(Init(name, spec, attempt, (), block.start, block.stop))
         part = Part(name, spec.dtype, block.stop - block.start)
         request = Init(name, spec, attempt, (part,), block.start)
         return self._links[block.shard].send(request, (flat[block.start : block.stop],))
@@ -404,9 +483,13 @@ class Client:
     @overload
     async def pull(self, names: str) -> Array: ...  # type: ignore[overload-overlap]
     @overload
-    async def pull(self, names: Iterable[str]) -> dict[str, Array]: ...
-    async def pull(self, names: str | Iterable[str]) -> Array | dict[str, Array]:
+    async def pull(self, names: Wanted) -> dict[str, Array]: ...
+    async def pull(self, names: str | Wanted) -> Array | dict[str, Array]:
         """Return the current values of one tensor, or of several by name, as read-only arrays.
+
+        Rows of sparse tables are pulled with dense tensors by a mapping from names to keys, in which what
+        dense ones have does not matter: ``pull({"w": None, "emb": keys})``. The rows of keys of shape s have
+        shape s + (dim,).
 
         Each block is at one version; at staleness 0 all blocks are, else a tensor that is spread over
         several shards may have one shard's block newer than another's. At a staleness of k steps this waits
@@ -414,46 +497,48 @@ class Client:
 
         Raises:
             UnknownTensor: nobody has created it.
+            BadRequest: keys that are no whole numbers from 0 to 2^64-1, or not where they belong.
         """
         if isinstance(names, str):
             return (await self.pull([names]))[names]
         await self._ready()
-        pulls = plan_pull(await self._infos(names), self._pool)
-        await self._answers(
-            [
-                self._links[shard].send(Pull(tuple(wanted)), into=pulls.into[shard])
-                for shard, wanted in pulls.names.items()
-            ]
-        )
-        return _read_only(pulls)
+        infos = await self._infos(names)
+        pulls = plan_pull(infos, self._pool, self._rows, names if isinstance(names, Mapping) else {})
+        nothing, answers = Outgoing(), []
+        for shard, into in pulls.into.items():
+            rows = pulls.wanted.get(shard, nothing)
+            pull = Pull(tuple(pulls.names.get(shard, ())), tuple(rows.rows), tuple(rows.parts))
+            self._links[shard].check(rows.arrays)
+            answers.append(self._links[shard].send(pull, rows.arrays, into))
+        await self._answers(answers)
+        return pulls.finish(self._pool)
 
-    async def push(
-        self, gradients: Mapping[str, npt.ArrayLike], *, weight: float = 1.0, done: Done | None = None
-    ) -> None:
+    async def push(self, gradients: Gradients, *, weight: float = 1.0, done: Done | None = None) -> None:
         """Have the server's optimizer apply ``gradients``; the arrays must not change meanwhile.
 
         At staleness 0 they are counted into this worker's step, which ``push_pull`` or ``step`` ends.
         A call that is cancelled may take effect all the same: leave its arrays as they are.
 
         Args:
-            gradients: by tensor name; dtype and shape are the tensor's.
+            gradients: by tensor name; dtype and shape are the tensor's. Of a sparse table, a
+                ``SparseGradient(keys, values)``.
             weight: at staleness 0, the share in the step's mean, for example the number of examples.
             done: how far a leased chunk is with this; see ``done``.
 
         Raises:
             UnknownTensor, BadTensor, NotFinite: a gradient is not usable. Nothing was changed.
             NotAMember: this client only observes.
-            BadRequest: the weight is not a finite number, at least 0.
+            BadRequest: the weight is not a finite number, at least 0; or keys that are none.
             LogUnwritable: a server could not write its update log for ``reconnect_for`` seconds. What other
                 servers have of it is applied.
             Fenced: this worker was declared dead; what was not acknowledged may have been applied or not.
         """
         check_weight(weight, "weight")  # before it has a number, which such a push would not use up
         self._check_not_out()
-        plan = plan_push(await self._infos(gradients), gradients)
+        plan = plan_push(await self._infos(gradients), gradients, self._rows)
         self._check_not_out()
         sent = [
-            _Numbered(shard, partial(_push, tuple(out.parts), self.clock, weight, done), out.arrays)
+            _Numbered(shard, partial(_push, out, self.clock, weight, done), out.arrays)
             for shard, out in plan.items()
         ]
         answers = self._send_all(sent)
@@ -462,8 +547,8 @@ class Client:
 
     async def push_pull(
         self,
-        gradients: Mapping[str, npt.ArrayLike],
-        names: Iterable[str] | None = None,
+        gradients: Gradients,
+        names: Wanted | None = None,
         *,
         weight: float = 1.0,
         done: Done | None = None,
@@ -476,7 +561,8 @@ class Client:
 
         Args:
             gradients: as for ``push``; may be empty.
-            names: the tensors to return; None: those that are pushed.
+            names: the tensors to return, as for ``pull``; None: those that are pushed. Of a table without
+                keys, the rows that are pushed.
             weight: as for ``push``.
             done: as for ``push``.
 
@@ -490,16 +576,18 @@ class Client:
         self._check_not_out()
         # Every shard must learn that this step has ended, also those without a block: by the time that this
         # arrives all may have to end steps together, though no heartbeat has told yet.
-        plan = plan_push(infos, gradients, also_elsewhere=len(self._links) > 1)
-        pulls = plan_pull(wanted, self._pool)
+        plan = plan_push(infos, gradients, self._rows, also_elsewhere=len(self._links) > 1)
+        pulls = plan_pull(wanted, self._pool, self._rows, _keys_of(gradients, names))
         step, nothing = self.clock, Outgoing()
         if self._idle and not gradients:
             weight = 0.0
         sent = []
         for shard in range(len(self._links)):
             out, names_there = plan.get(shard, nothing), tuple(pulls.names.get(shard, ()))
-            numbered = partial(_push_pull, tuple(out.parts), names_there, step, weight, done)
-            sent.append(_Numbered(shard, numbered, out.arrays, pulls.into.get(shard, ())))
+            rows = pulls.wanted.get(shard, nothing)
+            numbered = partial(_push_pull, out, names_there, rows, step, weight, done)
+            arrays = out.arrays + rows.arrays if rows.arrays else out.arrays
+            sent.append(_Numbered(shard, numbered, arrays, pulls.into.get(shard, ())))
         answers = self._send_all(sent)
         self._idle = True
         try:
@@ -514,7 +602,7 @@ class Client:
                 self.clock = max(self.clock, step + 1)  # what all came to was not finite: the step is over
             raise
         self.clock = max(self.clock, step + 1, *(reply.clock or 0 for reply in replies))
-        return _read_only(pulls)
+        return pulls.finish(self._pool)
 
     async def step(self) -> None:
         """End this worker's step; at staleness 0, wait for the others."""
@@ -562,6 +650,8 @@ class Client:
 
     def _send_all(self, requests: Sequence[_Numbered]) -> list[Answer]:
         """Send to each shard its share: to all of them or, if one share is too long to be sent, to none."""
+        for one in requests:
+            self._links[one.shard].check(one.arrays)
         if len(requests) > 1:
             for one in requests:
                 if len(one.arrays) + len(one.into or ()) > _DESCRIBED:
@@ -656,14 +746,30 @@ def _hello(job: str | None = None, worker: int | None = None, incarnation: int |
     return Hello((VERSION,), f"psworker/{protocol.__version__}", job, worker, incarnation)
 
 
-def _push(parts: tuple[Part, ...], step: int, weight: float, done: Done | None, seq: int) -> Request:
-    return Push(parts, step, seq, weight, done)
+def _push(out: Outgoing, step: int, weight: float, done: Done | None, seq: int) -> Request:
+    return Push(tuple(out.parts), step, seq, weight, done, tuple(out.rows))
 
 
 def _push_pull(
-    parts: tuple[Part, ...], names: tuple[str, ...], step: int, weight: float, done: Done | None, seq: int
+    out: Outgoing,
+    names: tuple[str, ...],
+    wanted: Outgoing,
+    step: int,
+    weight: float,
+    done: Done | None,
+    seq: int,
 ) -> Request:
-    return PushPull(parts, names, step, seq, weight, done)
+    parts = (*out.parts, *wanted.parts)
+    return PushPull(parts, names, step, seq, weight, done, tuple(out.rows), tuple(wanted.rows))
+
+
+def _keys_of(gradients: Gradients, names: Wanted | None) -> dict[str, npt.ArrayLike | None]:
+    """Return the keys of the rows that are wanted: those named, or else those that are pushed."""
+    found: dict[str, npt.ArrayLike | None] = {
+        name: one.keys for name, one in gradients.items() if isinstance(one, SparseGradient)
+    }
+    named = names if isinstance(names, Mapping) else {}
+    return found | {name: keys for name, keys in named.items() if keys is not None}
 
 
 def _marker(checkpoint: int, seq: int) -> Request:
@@ -674,9 +780,3 @@ def _look_at(answer: Answer) -> None:
     """Retrieve an error that nobody waits for: the checkpoint is given up without the marker."""
     if not answer.cancelled():
         answer.exception()
-
-
-def _read_only(pulls: Pulls) -> dict[str, Array]:
-    for array in pulls.arrays.values():
-        array.flags.writeable = False
-    return pulls.arrays

@@ -9,7 +9,6 @@ from typing import Final
 
 from protocol.daemon.exit_codes import ExitCode
 from protocol.errors import (
-    BadRequest,
     ClusterError,
     JobMismatch,
     NotFinite,
@@ -20,12 +19,12 @@ from protocol.errors import (
     WireError,
 )
 from protocol.messages import Plan
-from protocol.optimizers import Optimizer, OptimizerSpec, Setting, optimizer_from_spec
+from protocol.optimizers import Optimizer
 from psworker.asking import fetch_plan
 from psworker.client import Client, connect
 from psworker.data import Source, open_source
 from psworker.errors import DataError, JobError
-from psworker.job import Job, OptimizerSettings, difference, job_from_json, job_to_json
+from psworker.job import Job, difference, job_from_json, job_to_json, optimizer_of
 from psworker.metrics import WorkerMetrics
 from psworker.models import EvaluatedModel, Model, build_model
 from psworker.training import Trainer
@@ -54,7 +53,7 @@ async def work(settings: WorkerSettings, metrics: WorkerMetrics) -> None:
         JobError, DataError, PSError: see ``exit_code``.
     """
     job = settings.job or await _job_of_cluster(settings)
-    optimizer = _optimizer(job.optimizer)
+    optimizer = optimizer_of(job.optimizer)
     source, model = await asyncio.to_thread(_load, job)
     plan = Plan(
         job_to_json(job),
@@ -98,7 +97,7 @@ def check(job: Job) -> None:
     Raises:
         JobError, DataError: a setting, the model or the file cannot be used.
     """
-    _optimizer(job.optimizer)
+    optimizer_of(job.optimizer)
     if job.data.source != "digits":  # which cannot be wrong, and takes a second to load
         _load(job)
 
@@ -130,18 +129,6 @@ def _evaluate_every(job: Job, model: Model) -> int:
 def _load(job: Job) -> tuple[Source, Model]:
     source = open_source(job.data, seed=job.seed, holdout=job.eval.holdout, parts=job.parts)
     return source, build_model(job.model, features=source.features, classes=source.classes, seed=job.seed)
-
-
-def _optimizer(settings: OptimizerSettings) -> Optimizer:
-    found = []
-    for name, value in settings.settings:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise JobError(f"[optimizer] {name} = {value!r}; expected a number")
-        found.append(Setting(name, float(value)))
-    try:
-        return optimizer_from_spec(OptimizerSpec(settings.name, tuple(found)))
-    except BadRequest as error:
-        raise JobError(f"[optimizer] {error}") from error
 
 
 async def _train(

@@ -9,8 +9,8 @@ from typing import Final
 
 from protocol.backoff import Backoff
 from protocol.connection import Connection, Handler, Traffic, dial
-from protocol.errors import ConnectionLost, NotReady, ShuttingDown, Unreachable
-from protocol.messages import Hello
+from protocol.errors import BadRequest, ConnectionLost, NotReady, ShuttingDown, Unreachable
+from protocol.messages import Hello, Welcome
 
 __all__ = ["MAX_PAYLOAD", "greet", "reach"]
 
@@ -22,11 +22,16 @@ MAX_PAYLOAD: Final = 1 << 40
 _ANSWER_WITHIN: Final = 5.0  # seconds for the connection and the hello; a hung server takes connections too
 
 
-async def greet(host: str, port: int, hello: Hello, traffic: Traffic, handler: Handler) -> Connection:
-    """Connect once and say hello; the connection's ``session`` is the timeline of the server's state.
+async def greet(
+    host: str, port: int, hello: Hello, traffic: Traffic, handler: Handler, values: str | None = None
+) -> Connection:
+    """Connect once and say hello; the connection's ``session`` is the server's ``Welcome``.
+
+    ``values`` is the dtype in which rows are to travel; None: no other than their table's.
 
     Raises:
         OSError: nobody answers.
+        BadRequest: the server takes no rows of that dtype.
         PSError: the server refuses.
     """
     try:
@@ -34,7 +39,8 @@ async def greet(host: str, port: int, hello: Hello, traffic: Traffic, handler: H
             connection = await dial(host, port, handler, max_payload=MAX_PAYLOAD, traffic=traffic)
             try:
                 welcome, _ = await connection.request(hello)
-                connection.session = welcome.timeline
+                _check_values(welcome, values)
+                connection.session = welcome
             except BaseException:
                 connection.abort()
                 raise
@@ -44,10 +50,26 @@ async def greet(host: str, port: int, hello: Hello, traffic: Traffic, handler: H
     return connection
 
 
+def _check_values(welcome: Welcome, values: str | None) -> None:
+    if values is not None and values not in welcome.values:
+        raise BadRequest(
+            f"{welcome.server} takes rows as {', '.join(welcome.values)}", field="values", value=values
+        )
+
+
 async def reach(
-    host: str, port: int, *, hello: Hello, within: float, traffic: Traffic, handler: Handler
+    host: str,
+    port: int,
+    *,
+    hello: Hello,
+    within: float,
+    traffic: Traffic,
+    handler: Handler,
+    values: str | None = None,
 ) -> Connection:
     """Connect to a server and say hello, trying again for ``within`` seconds while nobody answers.
+
+    ``values`` is as for ``greet``.
 
     Raises:
         Unreachable: nobody answered in time.
@@ -59,7 +81,7 @@ async def reach(
     warned = False
     while True:
         try:
-            return await greet(host, port, hello, traffic, handler)
+            return await greet(host, port, hello, traffic, handler, values)
         except (OSError, ConnectionLost, ShuttingDown, NotReady) as error:
             reason = getattr(error, "strerror", None) or error
             if loop.time() >= deadline:

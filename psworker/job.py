@@ -5,6 +5,7 @@ kebab-case. The same sections as canonical JSON are what workers compare through
 workers have the same job if and only if their texts are equal.
 """
 
+import dataclasses
 import difflib
 import json
 import math
@@ -14,16 +15,18 @@ import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from protocol.errors import BadRequest
 from protocol.fields import check_name
+from protocol.optimizers import OPTIMIZERS, SCHEDULES, Add, Optimizer, Schedule, settings_of
 from psworker.errors import JobError
 
 Value: TypeAlias = "bool | int | float | str | tuple[Value, ...]"
 Settings: TypeAlias = tuple[tuple[str, Value], ...]
 """Open-ended settings, sorted by name; names are in snake_case, as Python takes them."""
 
+_T = TypeVar("_T")
 _Section: TypeAlias = dict[str, Any]
 _Parser: TypeAlias = Callable[[object], Any]
 
@@ -80,7 +83,10 @@ class TrainSettings:
 
 @dataclass(frozen=True, slots=True)
 class OptimizerSettings:
-    """The server's optimizer; it checks `name` and `settings` itself."""
+    """The server's optimizer, as `optimizer_of` makes it.
+
+    `settings` are its own and those that all have, `schedule`, and the schedule's own as `schedule_...`.
+    """
 
     name: str = "sgd"
     settings: Settings = (("lr", 0.1),)
@@ -178,6 +184,52 @@ def difference(a: str, b: str) -> str:
     return "the texts differ, but not in the value of any key"
 
 
+def optimizer_of(settings: OptimizerSettings) -> Optimizer:
+    """The optimizer that a section describes. Raises JobError for one that there is not."""
+    written = dict(settings.settings)
+    cls = _class_of(OPTIMIZERS, "name", settings.name)
+    takes_schedule = cls is not Add
+    schedule: type[Schedule] | None = None
+    if takes_schedule and "schedule" in written:
+        schedule = _class_of(SCHEDULES, "schedule", written.pop("schedule"))
+    own = {name: name for name in settings_of(cls)}
+    of_schedule = {} if schedule is None else {f"schedule_{name}": name for name in settings_of(schedule)}
+    known = [*own, *of_schedule, *(["schedule"] if takes_schedule else [])]
+    for name in written:
+        if name not in known:
+            known = [_key(name) for name in known]
+            raise JobError(
+                f'[optimizer] {cls.name} has no setting "{_key(name)}"{nearest(_key(name), known)}'
+            )
+    arguments = _made_of(written, own)
+    if schedule is not None:
+        arguments["schedule"] = _build(schedule, _made_of(written, of_schedule), of_schedule)
+    return _build(cls, arguments, own)
+
+
+def _class_of(known: Mapping[str, type[_T]], key: str, name: object) -> type[_T]:
+    if not isinstance(name, str) or name not in known:
+        raise JobError(f"[optimizer] {key} = {_show(name)} is none{nearest(str(name), known)}")
+    return known[name]
+
+
+def _made_of(written: Mapping[str, Value], names: Mapping[str, str]) -> dict[str, Any]:
+    """The arguments whose names in the section are those of `names`."""
+    return {name: written[key] for key, name in names.items() if key in written}
+
+
+def _build(cls: type[_T], arguments: Mapping[str, Any], names: Mapping[str, str]) -> _T:
+    keys = {name: _key(key) for key, name in names.items()}
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        if field.default is dataclasses.MISSING and field.name not in arguments:
+            raise JobError(f'[optimizer] has no key "{keys[field.name]}"; the schedule needs it')
+    try:
+        return cls(**arguments)
+    except BadRequest as error:
+        shown = _show(arguments[error.field])
+        raise JobError(f"[optimizer] {keys[error.field]} = {shown}; {error.message}") from error
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: '; did you mean "epochs"?', or what is known."""
     names = sorted(known)
@@ -239,7 +291,7 @@ def _job(document: Mapping[str, object]) -> Job:
             raise JobError(f"{name} is {_show(table)}; expected a section [{name}]")
     closed = {name: _closed(name, document) for name in ("job", "data", "train", "eval")}
     model, model_settings = _open("model", document)
-    optimizer, optimizer_settings = _open("optimizer", document)
+    named, optimizer_settings = _open("optimizer", document)
     if "kind" not in model:
         raise JobError('[model] has no key "kind"; set it, for instance kind = "softmax"')
     data = DataSettings(**closed["data"])
@@ -250,16 +302,18 @@ def _job(document: Mapping[str, object]) -> Job:
             f"[data] partition = {_show(data.partition)} needs the columns of a .csv file, and source is "
             f'{_show(data.source)}; take "contiguous" or "round-robin"'
         )
+    optimizer = (
+        OptimizerSettings(named["name"], optimizer_settings)
+        if "name" in named
+        else OptimizerSettings(settings=optimizer_settings or OptimizerSettings().settings)
+    )
+    optimizer_of(optimizer)  # or say what is wrong with it
     return Job(
         **closed["job"],
         model=ModelSettings(model["kind"], model_settings),
         data=data,
         train=TrainSettings(**closed["train"]),
-        optimizer=(
-            OptimizerSettings(optimizer["name"], optimizer_settings)
-            if "name" in optimizer
-            else OptimizerSettings(settings=optimizer_settings or OptimizerSettings().settings)
-        ),
+        optimizer=optimizer,
         eval=EvalSettings(**closed["eval"]),
     )
 
@@ -395,7 +449,11 @@ _KEYS: dict[str, dict[str, _Parser]] = {
 
 
 def _kebab(settings: Settings) -> dict[str, Value]:
-    return {key.replace("_", "-"): value for key, value in settings}
+    return {_key(name): value for name, value in settings}
+
+
+def _key(name: str) -> str:
+    return name.replace("_", "-")
 
 
 def _flat(text: str) -> dict[str, str]:

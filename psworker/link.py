@@ -3,6 +3,9 @@
 When a connection breaks, what is unanswered is sent again on the next one, in the order in which it was first
 sent. The server knows retries by their numbers, so nothing counts twice. Every request has one budget for all
 its retries; when that is spent it fails, and says that its outcome is unknown.
+
+A list of keys is sent once on a connection and named from then on. If the server does not know it any more,
+the request is sent again with its keys, at once: at staleness 0 the other shards' answers wait for this one.
 """
 
 from __future__ import annotations
@@ -13,15 +16,25 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, cast
 
 from protocol.addresses import join_address
 from protocol.backoff import Backoff
 from protocol.connection import Answer, Array, Connection, Pending, RefuseAll, Traffic, check_length
-from protocol.errors import ConnectionLost, NotReady, PSError, ShuttingDown, WireError
-from protocol.messages import Empty, Hello, Mark, Ping, Request
+from protocol.errors import (
+    ConnectionLost,
+    FrameTooLarge,
+    NotReady,
+    PSError,
+    ShuttingDown,
+    UnknownKeys,
+    WireError,
+)
+from protocol.messages import Empty, Hello, Mark, Ping, Request, Welcome
 from protocol.sequences import UNDER_WAY
-from psworker.dialling import greet, reach
+from protocol.tensors import payload_length
+from psworker.dialling import MAX_PAYLOAD, greet, reach
+from psworker.known_keys import Keyed, KnownKeys, names_keys
 
 __all__ = ["Link", "Recovery"]
 
@@ -36,7 +49,27 @@ _HEALTHY_AFTER: Final = 5.0
 
 
 _Numbered = Callable[[int], Request]
-_Held = tuple[_Numbered, Sequence[Array], Sequence[Array] | None, Answer]
+
+
+class _Once(NamedTuple):
+    """A request that must count once; ``again``: under a new number, for its keys were not known."""
+
+    numbered: _Numbered
+    arrays: Sequence[Array]
+    into: Sequence[Array] | None
+    again: bool = False
+
+
+class _Keyed(Pending):
+    """A request that names keys: ``whole`` has all of them, what is sent only those that are not known."""
+
+    __slots__ = ("whole",)
+
+    def __init__(
+        self, request: Keyed, arrays: Sequence[Array], into: Sequence[Array] | None, future: Answer
+    ) -> None:
+        super().__init__(request, arrays, into, future)
+        self.whole = request, arrays
 
 
 @dataclass(slots=True)
@@ -56,6 +89,7 @@ class Link(RefuseAll):
         traffic: where bytes are counted.
         recovery: where reconnects and retries are counted.
         reconnect_for: seconds that a request may take from its first trouble to its answer.
+        values: the dtype in which rows are to travel, which the server has to take; None: that of each table.
         marked: called when the server asks for markers of a checkpoint; None: it has no business to.
 
     Attributes:
@@ -70,22 +104,26 @@ class Link(RefuseAll):
         traffic: Traffic,
         recovery: Recovery,
         reconnect_for: float,
+        values: str | None = None,
         marked: Callable[[int], None] | None = None,
     ) -> None:
         self.hello = hello
         self.timeline = 0
+        self._max_frame = MAX_PAYLOAD
         self._marked = marked
         self._address = address
         self._traffic = traffic
         self._recovery = recovery
         self._reconnect_for = reconnect_for
+        self._values = values
         self._connection: Connection | None = None
         self._waiting: list[Pending] = []  # for the next connection
         self._reconnecting: asyncio.Task[None] | None = None
         self._error: PSError | None = None
         self._seq = 0
         self._numbered: deque[Answer] = deque()  # from the oldest that is not answered
-        self._held: deque[_Held] = deque()  # until fewer are under way
+        self._held: deque[tuple[_Once, Answer]] = deque()  # until fewer are under way
+        self._known = KnownKeys()
         self._progress = 0
         self._moved = self._taken = 0.0
         self._ping: Answer | None = None
@@ -104,6 +142,7 @@ class Link(RefuseAll):
                 within=self._reconnect_for,
                 traffic=self._traffic,
                 handler=self,
+                values=self._values,
             )
         except PSError as error:
             self.fail(error)
@@ -124,31 +163,62 @@ class Link(RefuseAll):
 
     def _take(self, connection: Connection) -> None:
         """Go on with a new connection."""
-        self.timeline = max(self.timeline, connection.session or 0)
+        welcome: Welcome = connection.session
+        self.timeline = max(self.timeline, welcome.timeline)
+        self._max_frame = welcome.max_frame
         connection.resend = True
         self._connection = connection
         self._taken = self._moved = asyncio.get_running_loop().time()
         self._progress = -1
         waiting, self._waiting = self._waiting, []
         self._recovery.retries += sum(pending.since is not None for pending in waiting)
+        self._known.clear()
         for pending in waiting:
-            connection.submit(pending)
+            self._submit(connection, pending)
 
     # --- requests
+
+    def check(self, arrays: Sequence[Array]) -> None:
+        """Refuse a payload, with all its keys, that the server would end the connection for.
+
+        Raises:
+            FrameTooLarge: it is above the server's limit.
+        """
+        length = payload_length([array.nbytes for array in arrays])
+        if length > self._max_frame:
+            raise FrameTooLarge(
+                f"{self._name} takes at most {self._max_frame} bytes at once (--max-frame); "
+                "push or pull less in one request",
+                field="payload length",
+                value=length,
+            )
 
     def send(
         self, request: Request, arrays: Sequence[Array] = (), into: Sequence[Array] | None = None
     ) -> Answer:
         """Send a request that may be done twice; as ``Connection.send``."""
+        if not names_keys(request):
+            return self._send(request, arrays, into)
+        answer = self._send_keyed(cast(Keyed, request), arrays, into)
+        again = partial(self._send_keyed, cast(Keyed, request), arrays, into, again=True)
+        future = self._or_again(answer, again)
+        future.add_done_callback(partial(_give_up_with, answer))
+        return future
+
+    def _send(self, request: Request, arrays: Sequence[Array], into: Sequence[Array] | None) -> Answer:
         if self._connection is not None and self._error is None:
             return self._connection.send(request, arrays, into)
         future: Answer = asyncio.get_running_loop().create_future()
-        if self._error is not None:
-            future.set_exception(self._error)
-        else:
-            check_length(request)  # now, for later nobody could be told
-            self._waiting.append(Pending(request, arrays, into, future))
+        self._wait(Pending(request, arrays, into, future))
         return future
+
+    def _wait(self, pending: Pending) -> None:
+        """Have a request sent on the next connection."""
+        if self._error is not None:
+            pending.future.set_exception(self._error)
+        else:
+            check_length(pending.request)  # now, for later nobody could be told
+            self._waiting.append(pending)
 
     def send_once(
         self,
@@ -161,20 +231,28 @@ class Link(RefuseAll):
         Requests are numbered in the order of the calls. At most ``UNDER_WAY`` are sent before the first of
         them is answered, which bounds what the server has to remember.
         """
+        return self._send_once(_Once(numbered, arrays, into))
+
+    def _send_once(self, once: _Once) -> Answer:
         if self._held or (self._numbered and self._is_full()):
             future: Answer = asyncio.get_running_loop().create_future()
             if not self._held:
                 self._numbered[0].add_done_callback(self._send_held)
-            self._held.append((numbered, arrays, into, future))
+            self._held.append((once, future))
             return future
-        return self._send_numbered(numbered, arrays, into)
+        return self._send_numbered(once)
 
-    def _send_numbered(
-        self, numbered: _Numbered, arrays: Sequence[Array], into: Sequence[Array] | None
-    ) -> Answer:
-        answer = self.send(numbered(self._seq + 1), arrays, into)
+    def _send_numbered(self, once: _Once) -> Answer:
+        request = once.numbered(self._seq + 1)
+        keyed = names_keys(request)
+        if keyed:
+            answer = self._send_keyed(cast(Keyed, request), once.arrays, once.into, again=once.again)
+        else:
+            answer = self._send(request, once.arrays, once.into)
         self._seq += 1  # now, for what cannot be sent at all has no number
         self._numbered.append(answer)
+        if keyed and not once.again:
+            return self._or_again(answer, partial(self._send_once, once._replace(again=True)))
         return answer
 
     def _is_full(self) -> bool:
@@ -185,15 +263,65 @@ class Link(RefuseAll):
 
     def _send_held(self, _: Answer) -> None:
         while self._held and not self._is_full():
-            numbered, arrays, into, future = self._held.popleft()
+            once, future = self._held.popleft()
             if future.cancelled():
                 continue
             try:
-                self._send_numbered(numbered, arrays, into).add_done_callback(partial(_pass_on, future))
+                self._send_numbered(once).add_done_callback(partial(_pass_on, future))
             except PSError as error:
                 future.set_exception(error)
         if self._held:
             self._numbered[0].add_done_callback(self._send_held)
+
+    # --- requests that name keys
+
+    def _send_keyed(
+        self,
+        request: Keyed,
+        arrays: Sequence[Array],
+        into: Sequence[Array] | None,
+        *,
+        again: bool = False,
+    ) -> Answer:
+        """Send a request without the keys that are known; ``again``: with all of them."""
+        future: Answer = asyncio.get_running_loop().create_future()
+        pending = _Keyed(request, arrays, into, future)
+        if self._connection is not None and self._error is None:
+            self._submit(self._connection, pending, again=again)
+        else:
+            self._wait(pending)
+        return future
+
+    def _submit(self, connection: Connection, pending: Pending, *, again: bool = False) -> None:
+        if isinstance(pending, _Keyed):
+            # What is sent again may be a retry, of which the server might not look at the keys.
+            whole = again or pending.since is not None
+            pending.request, pending.arrays = self._known.shorten(*pending.whole, whole=whole)
+            try:
+                connection.submit(pending)
+            except PSError:
+                self._known.clear()  # it was not sent
+                raise
+        else:
+            connection.submit(pending)
+
+    def _or_again(self, answer: Answer, again: Callable[[], Answer]) -> Answer:
+        """Return the answer, or that to a second try if the server did not know the keys."""
+        future: Answer = asyncio.get_running_loop().create_future()
+
+        def settle(answer: Answer) -> None:
+            if answer.cancelled() or not isinstance(answer.exception(), UnknownKeys):
+                _pass_on(future, answer)
+                return
+            self._known.clear()
+            try:
+                again().add_done_callback(partial(_pass_on, future))
+            except PSError as error:
+                if not future.done():
+                    future.set_exception(error)
+
+        answer.add_done_callback(settle)
+        return future
 
     # --- when the connection breaks
 
@@ -235,7 +363,7 @@ class Link(RefuseAll):
             await asyncio.sleep(backoff.pause(left))
             try:
                 async with asyncio.timeout_at(began + self._reconnect_for):
-                    connection = await greet(*self._address, self.hello, self._traffic, self)
+                    connection = await greet(*self._address, self.hello, self._traffic, self, self._values)
             except (OSError, ConnectionLost, ShuttingDown, NotReady) as error:
                 _log.debug("no answer from %s: %s", self._name, error)
                 continue
@@ -296,7 +424,7 @@ class Link(RefuseAll):
             self._reconnecting.cancel()
         waiting, self._waiting = self._waiting, []
         held, self._held = self._held, deque()
-        for future in (*(pending.future for pending in waiting), *(future for *_, future in held)):
+        for future in (*(pending.future for pending in waiting), *(future for _, future in held)):
             if not future.done():
                 future.set_exception(error)
         if self._connection is not None:
@@ -323,6 +451,11 @@ def _pass_on(future: Answer, answer: Answer) -> None:
         future.set_exception(error)
     else:
         future.set_result(answer.result())
+
+
+def _give_up_with(answer: Answer, future: Answer) -> None:
+    if future.cancelled():
+        answer.cancel()
 
 
 def _look_at(answer: Answer) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar, overload
 
@@ -18,9 +18,11 @@ import numpy.typing as npt
 from protocol.errors import ConnectionLost
 from protocol.messages import Joined, TensorInfo
 from protocol.optimizers import Optimizer
-from psworker import client
+from protocol.tables import Initial
+from psworker import client, tables
+from psworker.client import Gradients, Wanted
 
-__all__ = ["SyncClient", "connect"]
+__all__ = ["SyncClient", "SyncSparseTable", "connect"]
 
 Array = npt.NDArray[Any]
 T = TypeVar("T")
@@ -78,6 +80,7 @@ def connect(
     backup_workers: int | None = None,
     observe: bool = False,
     reconnect_for: float = 60.0,
+    values: str | None = None,
 ) -> Iterator[SyncClient]:
     """Join a job of a cluster; arguments and errors are those of ``psworker.client.connect``."""
     loop = _Loop()
@@ -91,6 +94,7 @@ def connect(
             backup_workers=backup_workers,
             observe=observe,
             reconnect_for=reconnect_for,
+            values=values,
         )
         made = loop.run(context.__aenter__())
         try:
@@ -132,6 +136,37 @@ class SyncClient:
         """Make a dense tensor with initial ``value``, or find that it exists."""
         self._loop.run(self._client.create(name, value, optimizer))
 
+    def create_sparse(
+        self,
+        name: str,
+        dim: int,
+        optimizer: Optimizer | None = None,
+        init: Initial | None = None,
+        *,
+        seed: int = 0,
+        dtype: str = "float32",
+        admit_after: int = 1,
+        expire_after: float = 0.0,
+        capacity: int = 0,
+    ) -> SyncSparseTable:
+        """Make a sparse table, rows of numbers by 64-bit keys, or find that it exists."""
+        work = self._client.create_sparse(
+            name,
+            dim,
+            optimizer,
+            init,
+            seed=seed,
+            dtype=dtype,
+            admit_after=admit_after,
+            expire_after=expire_after,
+            capacity=capacity,
+        )
+        return SyncSparseTable(self._loop.run(work), self._loop)
+
+    def table(self, name: str) -> SyncSparseTable:
+        """Return a handle on a sparse table that exists."""
+        return SyncSparseTable(self._client.table(name), self._loop)
+
     def tensors(self) -> dict[str, TensorInfo]:
         """Return what all tensors of the job are, by name."""
         return self._loop.run(self._client.tensors())
@@ -139,19 +174,19 @@ class SyncClient:
     @overload
     def pull(self, names: str) -> Array: ...  # type: ignore[overload-overlap]
     @overload
-    def pull(self, names: Iterable[str]) -> dict[str, Array]: ...
-    def pull(self, names: str | Iterable[str]) -> Array | dict[str, Array]:
+    def pull(self, names: Wanted) -> dict[str, Array]: ...
+    def pull(self, names: str | Wanted) -> Array | dict[str, Array]:
         """Return the current values of one tensor, or of several by name, as read-only arrays."""
         return self._loop.run(self._client.pull(names))
 
-    def push(self, gradients: Mapping[str, npt.ArrayLike], *, weight: float = 1.0) -> None:
+    def push(self, gradients: Gradients, *, weight: float = 1.0) -> None:
         """Have the server's optimizer apply ``gradients``."""
         self._loop.run(self._client.push(gradients, weight=weight))
 
     def push_pull(
         self,
-        gradients: Mapping[str, npt.ArrayLike],
-        names: Iterable[str] | None = None,
+        gradients: Gradients,
+        names: Wanted | None = None,
         *,
         weight: float = 1.0,
     ) -> dict[str, Array]:
@@ -161,3 +196,35 @@ class SyncClient:
     def step(self) -> None:
         """End this worker's step; at staleness 0, wait for the others."""
         self._loop.run(self._client.step())
+
+
+class SyncSparseTable:
+    """``psworker.tables.SparseTable`` without ``await``; see there.
+
+    Attributes:
+        name: the table's.
+    """
+
+    def __init__(self, table: tables.SparseTable, loop: _Loop) -> None:
+        self.name = table.name
+        self._table = table
+        self._loop = loop
+
+    def pull(self, keys: npt.ArrayLike) -> Array:
+        """Return the rows of ``keys``, read-only."""
+        return self._loop.run(self._table.pull(keys))
+
+    def push(self, keys: npt.ArrayLike, grads: npt.ArrayLike, *, weight: float = 1.0) -> None:
+        """Have the server's optimizer apply gradients to rows."""
+        self._loop.run(self._table.push(keys, grads, weight=weight))
+
+    def push_pull(
+        self,
+        keys: npt.ArrayLike,
+        grads: npt.ArrayLike,
+        next_keys: npt.ArrayLike | None = None,
+        *,
+        weight: float = 1.0,
+    ) -> Array:
+        """Push, end this worker's step, and return the rows of ``next_keys``, or of ``keys``, after it."""
+        return self._loop.run(self._table.push_pull(keys, grads, next_keys, weight=weight))

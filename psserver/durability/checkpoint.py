@@ -41,16 +41,26 @@ from psserver.durability.manifest import (
     tensors_name,
 )
 from psserver.durability.storage import Storage, read_all
-from psserver.durability.tensors_file import Array, Progress, Report, SavedArray, damage_named, unusable
+from psserver.durability.tensors_file import (
+    Array,
+    Progress,
+    Report,
+    SavedArray,
+    Streamed,
+    damage_named,
+    unusable,
+)
 
 __all__ = [
     "MANIFEST_FILE",
+    "ArrayEntry",
     "CoordinatorState",
     "Header",
     "Manifest",
     "SavedArray",
     "SavedJob",
     "ShardState",
+    "Streamed",
     "Wanted",
     "directory_of",
     "is_complete",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, Final
@@ -21,7 +21,9 @@ from protocol.tensors import DTYPES, DTypeName, Shape
 
 __all__ = [
     "COORDINATOR_FILE",
+    "KEYS",
     "MANIFEST_FILE",
+    "RECORDS",
     "ArrayEntry",
     "CoordinatorState",
     "Header",
@@ -34,11 +36,16 @@ __all__ = [
     "check_shard_state",
     "files_of",
     "state_name",
+    "table_slot",
     "tensors_name",
 ]
 
 MANIFEST_FILE: Final = "manifest.json"
 COORDINATOR_FILE: Final = "coordinator.json"
+
+KEYS: Final = "keys"
+RECORDS: Final = "records"
+"""The slots of a table's block, with where it begins: the keys of its rows, and the rows."""
 
 _MOST_SHARDS: Final = 1 << 16
 _MOST_TEXT: Final = 200  # characters
@@ -188,6 +195,11 @@ def array_key(job: str, name: str, slot: str = "") -> str:
     return f"{job}/{name}/{slot}" if slot else f"{job}/{name}"
 
 
+def table_slot(kind: str, start: int) -> str:
+    """Return the slot of the ``KEYS`` or ``RECORDS`` of a table's block that begins at ``start``."""
+    return f"{kind}.{start}"
+
+
 def check_manifest(manifest: Manifest) -> None:
     """Raise ``ValueError`` if no cluster could have written ``manifest``."""
     shards = manifest.header.shards
@@ -225,12 +237,29 @@ def check_agreement(state: ShardState, manifest: Manifest) -> None:
     """
     if state.file not in manifest.files:
         raise ValueError("field file: the manifest says otherwise")
-    there = {entry.key: entry for entry in state.arrays if not entry.slot}
+    there = {entry.key: entry for entry in state.arrays}
     for job in manifest.jobs:
         for info in job.tensors:
             for block in info.blocks:
-                if block.shard == state.shard:
+                if block.shard != state.shard:
+                    continue
+                if info.spec.table is not None:
+                    _check_table(there, job.name, info, block)
+                else:
                     _check_block(there.get(array_key(job.name, info.name)), job.name, info, block)
+
+
+def _check_table(there: Mapping[str, ArrayEntry], job: str, info: TensorInfo, block: Block) -> None:
+    """Check that there are records for all keys; without rows there is neither."""
+    keys, records = (
+        there.get(array_key(job, info.name, table_slot(kind, block.start))) for kind in (KEYS, RECORDS)
+    )
+    if keys is None and records is None:
+        return
+    if keys is None or records is None or (keys.dtype, records.dtype) != ("uint64", info.spec.dtype):
+        raise ValueError(f"field arrays: the rows of {array_key(job, info.name)} are not whole")
+    if records.stop % keys.stop:
+        raise ValueError(f"field arrays: {records.key} has not a record for each of {keys.stop} keys")
 
 
 def _check_block(entry: ArrayEntry | None, job: str, info: TensorInfo, block: Block) -> None:

@@ -27,6 +27,7 @@ __all__ = [
     "Progress",
     "Report",
     "SavedArray",
+    "Streamed",
     "check_size",
     "check_whole",
     "damage_named",
@@ -57,10 +58,29 @@ _DAMAGE: Final = frozenset({errno.EIO, errno.EISDIR, errno.ENOTDIR, errno.ENODAT
 
 
 @dataclass(frozen=True, slots=True)
+class Streamed:
+    """An array that is made while it is written: ``pieces`` yields 1-d arrays, ``size`` in all."""
+
+    dtype: np.dtype[Any]
+    size: int
+    pieces: Callable[[], Iterator[Array]]
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return self.dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all of it."""
+        return self.size * self.itemsize
+
+
+@dataclass(frozen=True, slots=True)
 class SavedArray:
     """Elements ``start`` to ``stop`` of a tensor, or of its optimizer's ``slot``.
 
-    ``shape`` is the whole tensor's; ``values`` are 1-d and contiguous.
+    ``shape`` is the whole tensor's; ``values`` are 1-d and contiguous, or made while they are written.
     """
 
     job: str
@@ -70,7 +90,7 @@ class SavedArray:
     shape: tuple[int, ...]
     start: int
     stop: int
-    values: Array
+    values: Array | Streamed
 
     @property
     def key(self) -> str:
@@ -143,7 +163,7 @@ def write(
     with writing(storage, f"{directory}/{name}") as opened:
         opened.write([first])
         for array in ordered:
-            entries.append(_entry(array, at, _write_array(opened, as_bytes(array.values), whole)))
+            entries.append(_entry(array, at, _write_array(opened, array, whole)))
             at += array.values.nbytes
         failpoint("checkpoint.tensors-written")
         opened.sync()
@@ -153,9 +173,10 @@ def write(
 
 def _check(array: SavedArray) -> None:
     values = array.values
-    if DTYPES.get(array.dtype) != values.dtype or values.shape != (array.stop - array.start,):
-        raise ValueError(f"{array.key}: {values.dtype} of shape {values.shape} is not what it says to be")
-    if not values.flags.c_contiguous:
+    shape = (values.size,) if isinstance(values, Streamed) else values.shape
+    if DTYPES.get(array.dtype) != values.dtype or shape != (array.stop - array.start,):
+        raise ValueError(f"{array.key}: {values.dtype} of shape {shape} is not what it says to be")
+    if not isinstance(values, Streamed) and not values.flags.c_contiguous:
         raise ValueError(f"{array.key}: it is not contiguous")
 
 
@@ -181,14 +202,19 @@ def _entry(array: SavedArray, offset: int, checksum: str) -> ArrayEntry:
     )
 
 
-def _write_array(opened: Writing, data: memoryview, whole: xxhash.xxh3_64) -> str:
+def _write_array(opened: Writing, array: SavedArray, whole: xxhash.xxh3_64) -> str:
     """Write an array and return its checksum; ``whole`` is the file's."""
-    own = xxhash.xxh3_64()
-    for begin in range(0, len(data), _PIECE):
-        piece = data[begin : begin + _PIECE]
-        own.update(piece)
-        whole.update(piece)
-        opened.write([piece])
+    values, own, written = array.values, xxhash.xxh3_64(), 0
+    for part in values.pieces() if isinstance(values, Streamed) else (values,):
+        data = as_bytes(part)
+        for begin in range(0, len(data), _PIECE):
+            piece = data[begin : begin + _PIECE]
+            own.update(piece)
+            whole.update(piece)
+            opened.write([piece])
+        written += len(data)
+    if written != values.nbytes:
+        raise ValueError(f"{array.key}: {written} bytes were made, not {values.nbytes}")
     return own.hexdigest()
 
 

@@ -1,17 +1,19 @@
-"""Plain deltas, ``p <- p + d``; integers wrap around as NumPy's do."""
+"""Plain deltas, ``p <- p + g``; integers wrap around as NumPy's do."""
 
 from __future__ import annotations
 
-from typing import Any
+from protocol.optimizers import Add
+from psserver.optimizers.rule import Hyper, Number, hyper
 
-import numpy as np
-import numpy.typing as npt
-
-__all__ = ["update"]
-
-Array = npt.NDArray[Any]
+__all__ = ["numbers", "step"]
 
 
-def update(values: Array, gradient: Array) -> None:
-    """Add a delta; see ``psserver.optimizers.Update``."""
-    np.add(values, gradient, out=gradient)
+def numbers(optimizer: Add, rate: float) -> Hyper:
+    """Return nothing but zeros."""
+    return hyper()
+
+
+def step(p: Number, g: Number, a: Number, b: Number, h: Hyper) -> tuple[Number, Number, Number]:
+    """Return ``p + g``; there are no slots and no settings."""
+    g += p
+    return g, a, b

@@ -1,23 +1,20 @@
-"""Stochastic gradient descent, ``p <- p - lr * g`` (Robbins and Monro 1951)."""
+"""Stochastic gradient descent (Robbins and Monro, "A stochastic approximation method", 1951)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from protocol.optimizers import SGD
+from psserver.optimizers.rule import Hyper, Number, hyper
 
-import numpy as np
-import numpy.typing as npt
-
-__all__ = ["update"]
-
-Array = npt.NDArray[Any]
+__all__ = ["numbers", "step"]
 
 
-def update(lr: float) -> Callable[[Array, Array], None]:
-    """Return the update for learning rate ``lr``; see ``psserver.optimizers.Update``."""
+def numbers(optimizer: SGD, rate: float) -> Hyper:
+    """Return ``(lr,)``; lr is 0.01 by default."""
+    return hyper(rate)
 
-    def apply(values: Array, gradient: Array) -> None:
-        np.multiply(gradient, -lr, out=gradient)
-        np.add(values, gradient, out=gradient)
 
-    return apply
+def step(p: Number, g: Number, a: Number, b: Number, h: Hyper) -> tuple[Number, Number, Number]:
+    """Return ``p - lr * g``; there are no slots."""
+    g *= -h[0]
+    g += p
+    return g, a, b

@@ -1,28 +1,33 @@
 """One shard's block of a dense tensor: the current version, and the mean of the gradients of a step.
 
-A version never changes. An update makes the next one in the gradient's own memory and swaps it in, so a
-pull that is still being sent keeps the version it began with, and nobody waits for its socket.
+A version never changes. An update makes the next one and swaps it in, so a pull that is still being sent
+keeps the version it began with, and nobody waits for its socket. New values are made in the gradient's own
+memory, new slots in that of an earlier version.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from protocol.buffers import BufferPool
 from protocol.errors import BadRequest, NotFinite
 from protocol.fields import array_decoder, array_encoder
 from protocol.messages import Spec
 from protocol.optimizers import Add, optimizer_from_spec
 from protocol.tensors import DTYPES, all_finite
-from psserver.optimizers import update_of
-from psserver.store.arithmetic import INLINE, accumulate, apply, each_part, scale
+from psserver.optimizers import NO_PENALTY, Moment, hyper_of, is_steady, penalty_of, rule_of
+from psserver.optimizers.rule import zeros
+from psserver.store.arithmetic import INLINE, Update, accumulate, apply, each_part, of_parts, scale, squares
 
-__all__ = ["DenseBlock", "StepMean", "check_spec", "plain_spec", "spec_from_plain"]
+__all__ = ["DenseBlock", "StepMean", "Version", "check_spec", "plain_spec", "spec_from_plain"]
 
 Array = npt.NDArray[Any]
 
@@ -39,6 +44,9 @@ def check_spec(spec: Spec, *, averaged: bool) -> None:
     """
     optimizer = optimizer_from_spec(spec.optimizer)
     if DTYPES[spec.dtype].kind == "f":
+        if DTYPES[spec.dtype].itemsize == 2 and rule_of(optimizer).slots:
+            # Squares of gradients below 2e-4 are zero in it, and so are the usual eps: it would divide by 0.
+            raise BadRequest(f"{optimizer.name} needs float32 or float64", field="dtype", value=spec.dtype)
         return
     if not isinstance(optimizer, Add):
         raise BadRequest(f"{optimizer.name} needs a float dtype", field="dtype", value=spec.dtype)
@@ -64,23 +72,60 @@ def spec_from_plain(plain: Any) -> Spec:
     return spec
 
 
+class Version(NamedTuple):
+    """What a block is between two updates: its values, and the optimizer's slots, all 1-d of one dtype."""
+
+    values: Array
+    slots: tuple[Array, ...]
+
+
 class DenseBlock:
     """Elements ``start`` to ``stop`` of a tensor.
+
+    Args:
+        slots: what the optimizer keeps for each element, from a checkpoint; none: it is to begin.
 
     Attributes:
         name: the tensor's name.
         spec: dtype, shape and optimizer of the whole tensor.
         plain_spec: the same as plain data.
-        values: the current version, 1-d, never written to.
+        values: those of the current version, 1-d, never written to.
+        slots: those of the current version, in the order of the optimizer's names; never written to.
         version: updates applied so far.
         attempt: the attempt at creating the tensor that filled this block.
         start: the first of its elements in the tensor.
         lock: held by an update that is computed in threads.
+        rule: the optimizer's.
+        effort: about how many times as long an update takes as one of ``sgd`` does.
     """
 
-    __slots__ = ("_update", "attempt", "lock", "name", "plain_spec", "spec", "start", "values", "version")
+    __slots__ = (
+        "_memory",
+        "_optimizer",
+        "_penalty",
+        "_steady",
+        "attempt",
+        "effort",
+        "lock",
+        "name",
+        "plain_spec",
+        "rule",
+        "slots",
+        "spec",
+        "start",
+        "values",
+        "version",
+    )
 
-    def __init__(self, name: str, spec: Spec, values: Array, attempt: int, start: int = 0) -> None:
+    def __init__(
+        self,
+        name: str,
+        spec: Spec,
+        values: Array,
+        attempt: int,
+        start: int = 0,
+        slots: Sequence[Array] = (),
+    ) -> None:
         self.name = name
         self.spec = spec
         self.plain_spec = plain_spec(spec)
@@ -89,30 +134,106 @@ class DenseBlock:
         self.attempt = attempt
         self.start = start
         self.lock = asyncio.Lock()
-        self._update = update_of(optimizer_from_spec(spec.optimizer))
+        self._optimizer = optimizer_from_spec(spec.optimizer)
+        self.rule = rule_of(self._optimizer)
+        self._penalty = penalty_of(self._optimizer)
+        self.slots = tuple(slots) or self._first_slots()
+        self._steady = self._steady_update()
+        self.effort = 1 + 2 * len(self.slots) + self.rule.needs_backup
+        self._memory = BufferPool(values.nbytes * len(self.slots))
 
-    def next_version(self, gradient: Array) -> Array:
-        """Return the values after ``gradient``, in its memory.
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values and of what the optimizer keeps."""
+        return self.values.nbytes * (1 + len(self.slots))
+
+    def next_version(self, gradient: Array, moment: Moment, backup: Array | None = None) -> Version:
+        """Return what comes of ``gradient``, whose memory becomes the new values.
+
+        Args:
+            gradient: 1-d, of the block's dtype and length; spoilt in any case.
+            moment: the step that it is of, and how stale it is.
+            backup: the values that the worker had read; None: those of now.
 
         Raises:
-            NotFinite: they would not all be finite. Nothing has changed but the gradient.
+            NotFinite: the gradient is not finite, or its result would not be. Nothing has changed but the
+                gradient.
         """
-        if not apply(self._update, self.values, gradient):
+        update = self._steady
+        if update is None:
+            update = self._update(moment, self._sum_of_squares(gradient))
+        slots, more = self._operands(backup)
+        if not apply(update, self.values, gradient, *more):
             raise self._not_finite()
-        return gradient
+        return Version(gradient, slots)
 
-    async def next_version_in_threads(self, gradient: Array, threads: Executor) -> Array:
+    async def next_version_in_threads(
+        self, gradient: Array, moment: Moment, threads: Executor, backup: Array | None = None
+    ) -> Version:
         """Return the same as ``next_version``; the event loop goes on meanwhile. Needs the lock."""
-        if gradient.nbytes <= INLINE:
-            return self.next_version(gradient)
-        if not await each_part(threads, partial(apply, self._update), self.values, gradient):
+        if gradient.nbytes * self.effort <= INLINE:
+            return self.next_version(gradient, moment, backup)
+        update = self._steady
+        if update is None:
+            update = self._update(moment, await self._sum_of_squares_in_threads(gradient, threads))
+        slots, more = self._operands(backup)
+        if not await each_part(threads, partial(apply, update), self.values, gradient, *more):
             raise self._not_finite()
-        return gradient
+        return Version(gradient, slots)
 
-    def swap(self, values: Array) -> None:
-        """Make ``values`` the current version."""
-        self.values = values
+    def swap(self, version: Version) -> None:
+        """Make ``version`` the current one."""
+        self.values, self.slots = version
         self.version += 1
+
+    def _first_slots(self) -> tuple[Array, ...]:
+        rule = self.rule
+        if rule.start is zeros:  # of memory that takes no time before it is written to
+            return tuple(np.zeros(self.values.size, self.values.dtype) for _ in rule.slots)
+        h = hyper_of(self._optimizer, Moment())
+        return rule.start(self.values, h)[: len(rule.slots)]
+
+    def _steady_update(self) -> Update | None:
+        """Return what is the same for all updates, if it is."""
+        if self.rule.counts or self._limits_norm or not is_steady(self._optimizer):
+            return None
+        return self._update(Moment(), 0.0)
+
+    @property
+    def _limits_norm(self) -> bool:
+        return self._penalty.clip_norm != math.inf
+
+    def _sum_of_squares(self, gradient: Array) -> float:
+        return squares(gradient, self._penalty.clip_value) if self._limits_norm else 0.0
+
+    async def _sum_of_squares_in_threads(self, gradient: Array, threads: Executor) -> float:
+        if not self._limits_norm:
+            return 0.0
+        return sum(await of_parts(threads, self._sum_of_squares, gradient))
+
+    def _update(self, moment: Moment, sum_of_squares: float) -> Update:
+        rule, penalty = self.rule, self._penalty
+        h = hyper_of(self._optimizer, moment)
+        if rule.counts:
+            # Not NumPy's floats, which would turn float32 into float64.
+            h = tuple(map(float, rule.at(self.version + 1, h)))  # type: ignore[assignment]
+        if penalty == NO_PENALTY:
+            return Update(rule, h)
+        return Update(rule, h, penalty, self._factor(sum_of_squares))
+
+    def _operands(self, backup: Array | None) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+        """Return memory for new slots, and all arrays that ``apply`` takes beside values and gradient."""
+        if not self.slots:
+            return (), ((self.values if backup is None else backup,) if self.rule.needs_backup else ())
+        new = tuple(self._memory.empty(slot.size, slot.dtype) for slot in self.slots)
+        return new, (*self.slots, *new)
+
+    def _factor(self, sum_of_squares: float) -> float:
+        """Return what scales a gradient to the greatest length, if it is longer."""
+        if not math.isfinite(sum_of_squares):
+            raise self._not_finite()
+        length, most = math.sqrt(sum_of_squares), self._penalty.clip_norm
+        return 1.0 if length <= most else most / length
 
     async def check(self, gradient: Array, threads: Executor) -> None:
         """Raise ``NotFinite`` if ``gradient`` has NaN or infinity."""

@@ -67,11 +67,15 @@ def test_the_asyncio_example(tmp_path: Path) -> None:
 
 
 def test_the_example_with_its_own_cluster(tmp_path: Path) -> None:
-    assert python(block("python", "LocalCluster"), tmp_path) == "[-0.01 -0.01 -0.01 ... -0.01 -0.01 -0.01]\n"
+    assert python(block("python", "1_000_000"), tmp_path) == "[-0.01 -0.01 -0.01 ... -0.01 -0.01 -0.01]\n"
+
+
+def test_the_sparse_example(tmp_path: Path) -> None:
+    assert float(python(block("python", "create_sparse"), tmp_path)) == pytest.approx(0.15, abs=0.01)
 
 
 def test_each_example_is_run_here() -> None:
-    assert len(re.findall("```python", README)) == 4
+    assert len(re.findall("```python", README)) == 5
     assert len(re.findall("```toml", README)) == 1
 
 

@@ -9,6 +9,21 @@ from hypothesis import strategies as st
 
 from protocol.fields import Name, Positive
 from protocol.messages import Staleness, Weight, WorkKind
+from protocol.tables import (
+    CODINGS,
+    MAX_DIM,
+    MAX_KEYS,
+    VALUES,
+    Admission,
+    Coding,
+    Digest,
+    Dim,
+    InitialName,
+    KeyCount,
+    Scale,
+    Seconds,
+    Values,
+)
 from protocol.tensors import DTYPES, DTypeName, Shape
 
 LARGEST: Final = (1 << 63) - 1
@@ -29,6 +44,15 @@ _SIMPLE: Final[dict[Any, st.SearchStrategy[Any]]] = {
     Staleness: st.sampled_from([0.0, 1.0, 3.0, (1 << 31) - 1.0, math.inf]),
     Weight: st.floats(0, allow_infinity=False),
     WorkKind: st.sampled_from(["train", "evaluate"]),
+    Dim: st.integers(1, MAX_DIM),
+    InitialName: st.sampled_from(["zeros", "normal", "uniform"]),
+    Scale: st.floats(0, 1e30),
+    Admission: st.integers(1, 255),
+    Seconds: st.floats(0, allow_infinity=False),
+    KeyCount: st.integers(0, MAX_KEYS),
+    Digest: st.text("0123456789abcdef", min_size=32, max_size=32),
+    Coding: st.sampled_from(CODINGS),
+    Values: st.sampled_from(VALUES),
     DTypeName: st.sampled_from(sorted(DTYPES)),
     Shape: st.lists(st.integers(1, 64), max_size=8).map(tuple),
 }

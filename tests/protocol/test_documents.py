@@ -106,7 +106,7 @@ PLAIN_DURABILITY = ["none", "", 1, None, ""]
     [
         ([], "status"),
         ({"version": "0.1.0"}, "status"),
-        (["0.1.0", 12.5, [], []], "status"),
+        (["0.1.0", 12.5, []], "status"),
         ([1, 12.5, [], [], PLAIN_DURABILITY], "version"),
         (["0.1.0", 12.5, [[0, "a", "ready"]], [], PLAIN_DURABILITY], "shards"),
         (["0.1.0", 12.5, [[-1, "a", "ready", 0, 0.0, ""]], [], PLAIN_DURABILITY], "shard"),

@@ -137,6 +137,19 @@ def test_fields_with_a_default_may_be_absent() -> None:
     assert decode(source) == VALID
 
 
+@dataclass(frozen=True, slots=True)
+class Optional:
+    number: int | None = None
+    many: tuple[int, ...] = ()
+    zero: int = 0
+    some: tuple[int, ...] = (1,)
+
+
+def test_what_is_nothing_by_default_is_left_out() -> None:
+    assert encoder(Optional)(Optional()) == {"zero": 0, "some": [1]}
+    assert encoder(Optional)(Optional(0, (2,), 1, ())) == {"number": 0, "many": [2], "zero": 1, "some": []}
+
+
 @pytest.mark.parametrize("field", ["unknown", "", "Whole", "__class__", "op", "count"])
 def test_an_unknown_field_is_refused(field: str) -> None:
     error = refused(valid(**{field: 1}))

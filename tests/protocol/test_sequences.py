@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from protocol.compression.keys import digest_of
 from protocol.messages import (
     Finish,
     Lease,
@@ -20,7 +21,8 @@ from protocol.messages import (
     encode_request,
 )
 from protocol.sequences import UNDER_WAY, WINDOW, fingerprint_of_push, fingerprint_of_work
-from protocol.tensors import DTYPES
+from protocol.tables import CODINGS, Rows
+from protocol.tensors import DTYPES, Part
 from tests.protocol.both_loops import parts
 from tests.protocol.strategies import instances
 
@@ -53,7 +55,9 @@ arrays = st.builds(
 
 @given(instances(Push) | instances(PushPull), st.lists(arrays, max_size=4))
 def test_a_retry_has_the_fingerprint_of_the_first_try(request: Step, sent: list[Array]) -> None:
-    request = replace(request, tensors=parts(sent))
+    request = replace(request, tensors=parts(sent), rows=())
+    if isinstance(request, PushPull):
+        request = replace(request, wanted=())
     first = fingerprint_of_push(arrived(request), sent)
     assert 0 <= first < 1 << 32
     assert fingerprint_of_push(arrived(request), [array.copy() for array in sent]) == first
@@ -136,6 +140,69 @@ def test_every_tensor_counts_and_under_its_name(size: int) -> None:
     found.append(fingerprint_of_push(Push(tensors, 3, 4), sent[::-1]))
     found.append(fingerprint_of_push(Push(tensors[::-1], 3, 4), sent[::-1]))
     assert len(set(found)) == len(found)
+
+
+# --- rows of tables
+
+
+def rows_of(keys: Array, coding: str = "raw", name: str = "emb", values: str = "float32") -> Rows:
+    return Rows(name, keys.size, digest_of(keys), coding, values)
+
+
+def with_rows(
+    dense: Array, rows: list[tuple[Rows, Array, Array]], wanted: list[tuple[Rows, Array]]
+) -> tuple[PushPull, list[Array]]:
+    """Return a request whose payload has the keys of what is not known."""
+    named = [("w", dense)]
+    for one, keys, values in rows:
+        named += [(one.name, array) for array in (keys, values)[one.coding == "known" :]]
+    named += [(one.name, keys) for one, keys in wanted if one.coding != "known"]
+    tensors = tuple(Part(name, array.dtype.name, array.size) for name, array in named)
+    pushed, pulled = tuple(row[0] for row in rows), tuple(row[0] for row in wanted)
+    return PushPull(tensors, (), 3, 4, 1.0, None, pushed, pulled), [array for _, array in named]
+
+
+KEYS = np.arange(1, 5, dtype=np.uint64)
+OTHER = np.arange(2, 6, dtype=np.uint64)
+VALUES = np.arange(8, dtype=np.float32)
+DENSE = np.ones(3, np.float32)
+
+
+@pytest.mark.parametrize("pushed", CODINGS)
+@pytest.mark.parametrize("wanted", CODINGS)
+def test_keys_count_alike_whether_they_are_sent_or_named(pushed: str, wanted: str) -> None:
+    found = set()
+    for codings in (("raw", "raw"), (pushed, wanted)):
+        rows = [(rows_of(KEYS, codings[0]), KEYS, VALUES), (rows_of(OTHER, "raw", "b"), OTHER, -VALUES)]
+        request, sent = with_rows(DENSE, rows, [(rows_of(OTHER, codings[1]), OTHER)])
+        found.add(fingerprint_of_push(arrived(request), sent))
+    assert len(found) == 1
+
+
+def test_other_rows_are_another_content() -> None:
+    row, other = (rows_of(KEYS), KEYS, VALUES), (rows_of(OTHER), OTHER, VALUES)
+    renamed, narrower = (
+        (rows_of(KEYS, name="b"), KEYS, VALUES),
+        (rows_of(KEYS, values="float16"), KEYS, VALUES),
+    )
+    want, want_other = (rows_of(KEYS), KEYS), (rows_of(OTHER), OTHER)
+    contents = [
+        ([], []),
+        ([row], []),
+        ([other], []),
+        ([renamed], []),
+        ([narrower], []),
+        ([(row[0], KEYS, -VALUES)], []),
+        ([row, other], []),
+        ([other, row], []),
+        ([], [want]),
+        ([row], [want]),
+        ([row], [want_other]),
+        ([row], [want, want_other]),
+    ]
+    found = {fingerprint_of_push(*with_rows(DENSE, *content)) for content in contents}
+    found.add(fingerprint_of_push(*with_rows(-DENSE, [row], [want])))
+    assert len(found) == len(contents) + 1
 
 
 # --- chunks of work

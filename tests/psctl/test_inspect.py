@@ -62,7 +62,8 @@ def test_all_checkpoints_and_the_newest_in_detail(place: Path, capsys: Output) -
     for fact in (
         "\ncheckpoint 2, taken 2026-05-01 12:00:00+00:00 by asyncps 0.1.0\n",
         "  cluster cluster-1, timeline 2, 3 shards, 2 jobs, ",
-        "\njob digits\n  stale by at most 2 steps (staleness 2), step 2, 14 updates, 372 B of parameters\n",
+        "\njob digits\n  stale by at most 2 steps (staleness 2), step 2, 14 updates, ",
+        "14 updates, 372 B of dense parameters\n",
         "  w       float32  13 x 7  sgd lr=0.25  364 B       3\n",
         "  b       float64  scalar  sgd lr=0.25    8 B       1\n",
         "\njob other\n",
@@ -217,7 +218,7 @@ def test_an_empty_job_and_a_narrow_screen(place: Path) -> None:
     assert manifest is not None
     bare = replace(manifest, jobs=(replace(manifest.jobs[0], tensors=()),))
     text = drawn(replace(found, checkpoints=(replace(found.checkpoints[0], manifest=bare),)), width=60)
-    assert "0 B of parameters" in " ".join(text.split())
+    assert "0 B of dense parameters" in " ".join(text.split())
     assert "dtype" not in text
     assert all(len(line) <= 60 for line in text.splitlines())
 

@@ -11,7 +11,9 @@ from protocol.status import (
     CheckpointStatus,
     ClusterStatus,
     DurabilityStatus,
+    Load,
     ShardStatus,
+    TensorStatus,
     Wait,
     WorkerStatus,
 )
@@ -50,10 +52,37 @@ def test_the_cluster_and_its_servers(make_status: MakeStatus) -> None:
     )
     text = drawn(replace(make_status(), shards=shards))
     assert text.startswith("3 servers, 1 job, up 1:15, asyncps 0.1.0\n")
-    assert line_of(text, "parameters").split() == ["shard", "address", "state", "parameters", "silent"]
-    assert line_of(text, "ready").split() == ["0", "127.0.0.1:7070", "ready", "2.5", "KiB", "-"]
-    assert line_of(text, "suspect").split() == ["1", "10.0.0.2:7070", "suspect", "1.0", "GiB", "3.4", "s"]
-    assert line_of(text, "joining").split() == ["2", "joining", "0", "B", "-"]
+    columns = ["shard", "address", "state", "parameters", "requests/s", "silent"]
+    assert line_of(text, "parameters").split() == columns
+    assert line_of(text, "ready").split() == ["0", "127.0.0.1:7070", "ready", "2.5", "KiB", "0", "-"]
+    assert line_of(text, "suspect").split() == [
+        "1",
+        "10.0.0.2:7070",
+        "suspect",
+        "1.0",
+        "GiB",
+        "0",
+        "3.4",
+        "s",
+    ]
+    assert line_of(text, "joining").split() == ["2", "joining", "0", "B", "0", "-"]
+
+
+def test_the_load_of_servers_with_tables(make_status: MakeStatus) -> None:
+    load = Load(
+        bytes=5 << 20, rows=12_345, requests=100, keys=70_000, requests_per_second=9.6, keys_per_second=6500
+    )
+    shards = (
+        ShardStatus(0, "127.0.0.1:7070", "ready", 2560, 0.0, "", load),
+        ShardStatus(1, "127.0.0.1:7071", "ready", 2560, 0.1),
+    )
+    tables = (TensorStatus("emb", "float32", (16384,), "adagrad", 2, dim=16),)
+    text = drawn(replace(make_status(tensors=tables), shards=shards))
+    columns = ["shard", "address", "state", "parameters", "requests/s", "rows", "keys/s", "silent"]
+    assert line_of(text, "keys/s").split() == columns
+    row = ["0", "127.0.0.1:7070", "ready", "5.0", "MiB", "10", "12,345", "6,500", "-"]
+    assert line_of(text, "12,345").split() == row
+    assert "rows x 16" in line_of(text, "emb")
 
 
 @pytest.mark.parametrize(

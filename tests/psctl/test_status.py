@@ -54,6 +54,14 @@ def test_json_is_the_whole_status(make_status: MakeStatus, answer: Answer, capsy
             "parameters_bytes": 2560,
             "heartbeat_age": 0.0,
             "problem": "",
+            "load": {
+                "bytes": 0,
+                "rows": 0,
+                "requests": 0,
+                "keys": 0,
+                "requests_per_second": 0.0,
+                "keys_per_second": 0.0,
+            },
         }
     ]
     assert found["durability"] == {

@@ -124,9 +124,9 @@ class CrashingShard:
 
     def take_checkpoint(self, coordinator: Any) -> None:
         taken = self.shard._snapshot()
-        arrays = [replace(one, values=kept(one.values)) for one in taken.arrays]
+        arrays = [replace(one, values=kept(cast(Array, one.values))) for one in taken.arrays]
         for one, copy in zip(taken.arrays, arrays, strict=True):
-            self._watched.append((one.values, copy.values))
+            self._watched.append((cast(Array, one.values), cast(Array, copy.values)))
         assert taken.segment is not None
         self._checkpoints.append((as_json(taken.state), arrays, taken.segment, coordinator))
 
@@ -162,7 +162,7 @@ class CrashingShard:
             checkpoint = 0
         if 0 <= checkpoint < len(self._checkpoints):
             state, arrays, segment, coordinator = self._checkpoints[-1 - checkpoint]
-            self.shard.install(state, [replace(one, values=kept(one.values)) for one in arrays])
+            self.shard.install(state, [replace(one, values=kept(cast(Array, one.values))) for one in arrays])
         for batch in self.log.since(segment):
             coordinator = batch.docs.get(STATE, coordinator)
             self.shard.replay(batch)
@@ -626,7 +626,7 @@ class Run:
             assert self.kind.deaths, f"nobody died, and this has no answer: {group}"
 
     def _values(self, group: Group) -> list[float]:
-        values = self.coordinator.shards[group.end.shard].job.blocks["w"].values
+        values = self.coordinator.shards[group.end.shard].job.dense("w").values
         return [float(values[slot]) for slot in group.slots]
 
     def _check_step(self, shard: int, step: int) -> dict[tuple[int, int], float]:

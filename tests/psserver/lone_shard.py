@@ -126,7 +126,7 @@ class LoneShard:
 
     def pull(self, worker: int, *names: str) -> Listener:
         listener = Listener()
-        self.shard.pull(self._call(listener, Pull.op), self.session(worker), Pull(names))
+        self.shard.pull(self._call(listener, Pull.op), self.session(worker), Pull(names), ())
         return listener
 
     def session(self, worker: int) -> Session:
@@ -159,7 +159,7 @@ class LoneShard:
     # --- what became of it
 
     def values(self, name: str) -> Array:
-        return self.shard.jobs[JOB].blocks[name].values.copy()
+        return self.shard.jobs[JOB].dense(name).values.copy()
 
     @property
     def dropped(self) -> int:

@@ -1,10 +1,15 @@
 import itertools
 from collections.abc import Sequence
 
+import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from psserver.placement import place
+from protocol.messages import Block, Spec
+from protocol.optimizers import SGD, spec_of
+from protocol.tables import HASH_SLOTS, Table, hash_slots
+from psserver.placement import place, place_tensor
 
 SMALLEST = 64 * 1024
 ALIGN = 16
@@ -60,3 +65,40 @@ def test_small_tensors_go_round() -> None:
         (block,) = place(10, 4, load)
         assert block.shard == expected
         load[block.shard] += 40
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3, 4, 7, 16])
+def test_every_shard_has_its_share_of_a_tables_slots(shards: int) -> None:
+    spec = Spec("float32", (HASH_SLOTS,), spec_of(SGD()), Table(16))
+    blocks = place_tensor(spec, [0] * shards)
+    assert [block.shard for block in blocks] == list(range(shards))
+    bounds = [0, *(block.stop for block in blocks)]
+    assert bounds[-1] == HASH_SLOTS
+    assert [block.start for block in blocks] == bounds[:-1]
+    sizes = [block.stop - block.start for block in blocks]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_tensor_whose_norm_is_clipped_is_not_cut() -> None:
+    spec = Spec("float32", (1_000_000,), spec_of(SGD(clip_norm=1.0)))
+    assert place_tensor(spec, [5, 3, 4]) == (Block(1, 0, 1_000_000),)
+    assert len(place_tensor(Spec("float32", (1_000_000,), spec_of(SGD())), [5, 3, 4])) == 3
+
+
+@pytest.mark.parametrize("first", [0, 1, 1000, 1 << 33])
+def test_skewed_keys_are_spread_over_four_shards(first: int) -> None:
+    """Zipf 1.1: as many rows as others to 1.3, as many keys in requests to 1.5 times the mean."""
+    rng = np.random.default_rng(first)
+    shares = np.arange(1, 1_000_001, dtype=np.float64) ** -1.1
+    ranks = np.searchsorted(np.cumsum(shares) / shares.sum(), rng.random(1_000_000))
+    keys = ranks.astype(np.uint64) + np.uint64(first)
+    spec = Spec("float32", (HASH_SLOTS,), spec_of(SGD()), Table(16))
+    starts = [block.start for block in place_tensor(spec, [0] * 4)]
+    shard_of = np.searchsorted(starts, hash_slots(np.unique(keys)), side="right") - 1
+    rows = np.bincount(shard_of, minlength=4)
+    assert rows.max() <= 1.3 * rows.mean()
+    requested = np.zeros(4)
+    for begin in range(0, keys.size, 4096):  # repeats within a batch are sent, too
+        batch = keys[begin : begin + 4096]
+        requested += np.bincount(np.searchsorted(starts, hash_slots(batch), side="right") - 1, minlength=4)
+    assert requested.max() <= 1.5 * requested.mean(), requested / requested.mean()

@@ -102,12 +102,12 @@ async def test_every_tensor_is_the_same_bit_for_bit(tmp_path: Path, shards: int,
         for name, value in tensors.items():
             await client.create(name, value, Add())
         await client.push({"doubles": tensors["doubles"]})
-        before = await client.pull(tensors)
+        before = await client.pull(tuple(tensors))
         await ask(*split_address(address), Checkpoint(), within=5.0)
     async with cluster(shards, tmp_path / "b", mode) as address:
         await ask(*split_address(address), Restore(str(tmp_path / "a")), within=5.0)
         async with connect(address, "job", observe=True) as client:
-            after = await client.pull(tensors)
+            after = await client.pull(tuple(tensors))
     for name, value in before.items():
         assert (after[name].dtype, after[name].shape) == (value.dtype, value.shape)
         assert after[name].tobytes() == value.tobytes(), name

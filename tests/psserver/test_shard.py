@@ -16,8 +16,9 @@ from protocol.messages import Leave, Plan
 from protocol.optimizers import SGD, Add
 from protocol.status import ClusterStatus
 from psserver.membership import FailureSettings
+from psserver.optimizers import Moment
 from psserver.store.arithmetic import INLINE
-from psserver.store.dense import DenseBlock
+from psserver.store.dense import DenseBlock, Version
 from psworker.client import Client, connect
 from tests.cluster import Cluster, connected, full, parts_of, payload_of, running_cluster, wire, workers
 from tests.psserver.by_hand import ByHand, worker_by_hand
@@ -319,7 +320,7 @@ async def test_synchronous_steps_equal_one_process_on_the_weighted_mean() -> Non
                 if number % 2:  # in two requests, it comes to the same
                     await client.push(half, weight=weight)
                     gradients = {name: g for name, g in gradients.items() if name not in half}
-                new = await client.push_pull(gradients, SHAPES, weight=weight)
+                new = await client.push_pull(gradients, tuple(SHAPES), weight=weight)
                 assert client.clock == number + 1
                 for name, value in new.items():
                     np.testing.assert_allclose(value, expected[number][name], rtol=1e-5, atol=1e-6)
@@ -400,10 +401,10 @@ async def test_a_tensor_may_be_made_while_a_step_is_being_committed(monkeypatch:
     held, release = asyncio.Event(), asyncio.Event()
     next_version = DenseBlock.next_version_in_threads
 
-    async def slowly(block: DenseBlock, gradient: Array, threads: Executor) -> Array:
+    async def slowly(block: DenseBlock, gradient: Array, moment: Moment, threads: Executor) -> Version:
         held.set()
         await release.wait()
-        return await next_version(block, gradient, threads)
+        return await next_version(block, gradient, moment, threads)
 
     monkeypatch.setattr(DenseBlock, "next_version_in_threads", slowly)
     async with running_cluster() as cluster, connect(cluster.address, staleness=0) as ps:

@@ -76,6 +76,7 @@ def test_a_latecomer_takes_the_job_from_the_cluster(cluster: Elsewhere, job: Pat
         (["--name", "a/b"], "a/b"),
         (["--reconnect-for", "soon"], "soon"),
         (["--no-such-flag"], "--no-such-flag"),
+        (["--set", "optimizer.lr=-1"], "lr"),
     ],
 )
 def test_bad_usage_is_exit_code_2_and_says_what(
@@ -90,7 +91,6 @@ def test_bad_usage_is_exit_code_2_and_says_what(
 @pytest.mark.parametrize(
     ("change", "code", "said"),
     [
-        ("optimizer.lr=-1", ExitCode.USAGE, "lr"),
         ('model.kind="liner"', ExitCode.USAGE, "linear"),
         ('data.source="nowhere.csv"', ExitCode.DATA_UNREADABLE, "nowhere.csv"),
         ('data.target="z"', ExitCode.DATA_UNREADABLE, '"z"'),

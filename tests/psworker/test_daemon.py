@@ -82,7 +82,7 @@ async def test_two_daemons_finish_a_job(table: Path, staleness: str) -> None:
         assert counted == status.progress.train_examples
         assert {worker.state for worker in status.workers} == {"left"}
         async with connect(cluster.address, job=None, observe=True) as observer:
-            parameters = await observer.pull(await observer.tensors())
+            parameters = await observer.pull(list(await observer.tensors()))
         assert sorted(float(value) for array in parameters.values() for value in array.reshape(-1)) == [
             pytest.approx(1.0, abs=0.1),
             pytest.approx(2.0, abs=0.1),
@@ -262,7 +262,7 @@ async def test_the_order_of_rows_depends_on_the_seed(table: Path) -> None:
             job = job_on(table, f"job.seed={seed}", "train.epochs=2", "train.staleness=0", "eval.holdout=0")
             await run(cluster, job)
             async with connect(cluster.address, job=None, observe=True) as observer:
-                parameters = await observer.pull(await observer.tensors())
+                parameters = await observer.pull(list(await observer.tensors()))
             return [float(value) for array in parameters.values() for value in array.reshape(-1)]
 
     first = await final(0)

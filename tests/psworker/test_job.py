@@ -6,6 +6,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as under
 from hypothesis import strategies as st
 
+from protocol.optimizers import FTRL, OPTIMIZERS, SGD, Adam, Add, Cosine, Step
 from psworker.errors import JobError
 from psworker.job import (
     DataSettings,
@@ -18,6 +19,7 @@ from psworker.job import (
     job_from_json,
     job_to_json,
     load_job,
+    optimizer_of,
 )
 
 FULL = """
@@ -177,12 +179,76 @@ def test_an_override_that_names_no_key(override: str) -> None:
         ("model.l2=inf", "[model] l2 = inf; expected a finite number"),
         ("model.born=1979-05-27", "[model] born"),
         ("optimizer.lr={a=1}", "[optimizer] lr"),
+        ("optimizer.lr=0", "[optimizer] lr = 0; a learning rate is a finite number above 0"),
+        ("optimizer.lr=true", "[optimizer] lr = true; a learning rate is"),
+        ("optimizer.lr=fast", '[optimizer] lr = "fast"; a learning rate is'),
+        ("optimizer.lr=[1]", "[optimizer] lr = (1,); a learning rate is"),
+        ("optimizer.l1=-1", "[optimizer] l1 = -1; expected a finite number, 0 or more"),
+        ("optimizer.clip-norm=-1", "[optimizer] clip-norm = -1; expected a finite number above 0"),
+        ("optimizer.clip_norm=1", 'keys are written "clip-norm"'),
+        ("optimizer.clip-nrom=1", '[optimizer] sgd has no setting "clip-nrom"; did you mean "clip-norm"?'),
+        ("optimizer.momentum=0.9", '[optimizer] sgd has no setting "momentum"; known: clip-norm, clip-value'),
+        ("optimizer.warmup=1.5", "[optimizer] warmup = 1.5; expected a whole number from 0"),
+        ("optimizer.scale-by-staleness=1", "[optimizer] scale-by-staleness = 1; expected true or false"),
+        ("optimizer.name=adagard", '[optimizer] name = "adagard" is none; did you mean "adagrad"?'),
+        ("optimizer.name=1", "[optimizer] name = 1; expected a text"),
+        ("optimizer.schedule=cosin", '[optimizer] schedule = "cosin" is none; did you mean "cosine"?'),
+        ("optimizer.schedule=1", "[optimizer] schedule = 1 is none; known: cosine, inverse-sqrt, step"),
+        ("optimizer.schedule=cosine", '[optimizer] has no key "schedule-steps"; the schedule needs it'),
+        (
+            "optimizer.schedule-steps=9",
+            '[optimizer] sgd has no setting "schedule-steps"; did you mean "schedule"',
+        ),
     ],
 )
 def test_a_wrong_key_or_value_is_named(override: str, message: str) -> None:
     with pytest.raises(JobError) as caught:
         load_job(None, [override])
     assert message in str(caught.value)
+
+
+def test_an_optimizer_is_made_of_its_section(tmp_path: Path) -> None:
+    text = """
+[model]
+kind = "linear"
+[optimizer]
+name = "adam"
+lr = 1
+beta1 = 0.8
+l2 = 0.25
+clip-norm = 2.5
+clip-value = 0
+warmup = 10
+scale-by-staleness = true
+schedule = "cosine"
+schedule-steps = 1000
+schedule-floor = 0.1
+"""
+    assert optimizer_of(load_job(write(tmp_path, text), []).optimizer) == Adam(
+        lr=1.0,
+        beta1=0.8,
+        l2=0.25,
+        clip_norm=2.5,
+        warmup=10,
+        scale_by_staleness=True,
+        schedule=Cosine(1000, floor=0.1),
+    )
+    assert optimizer_of(load_job(None, ["optimizer.name=ftrl"]).optimizer) == FTRL(lr=0.5)
+
+
+def test_a_schedule_takes_its_own_settings_and_add_takes_none() -> None:
+    step = ["optimizer.schedule=step", "optimizer.schedule-every=3"]
+    assert optimizer_of(load_job(None, step).optimizer) == SGD(0.5, schedule=Step(3))
+    with pytest.raises(JobError) as caught:
+        load_job(None, [*step, "optimizer.schedule-evry=3"])
+    assert '"schedule-evry"; did you mean "schedule-every"?' in str(caught.value)
+    with pytest.raises(JobError) as caught:
+        load_job(None, [*step, "optimizer.schedule-factor=2"])
+    assert "[optimizer] schedule-factor = 2; expected a number from 0 to 1" in str(caught.value)
+    model = '{"model":{"kind":"linear"},"optimizer":{"name":"add"'
+    assert optimizer_of(job_from_json(model + "}}").optimizer) == Add()
+    with pytest.raises(JobError, match='add has no setting "schedule"; there are none'):
+        job_from_json(model + ',"schedule":"step"}}')
 
 
 @pytest.mark.parametrize(
@@ -246,6 +312,15 @@ settings = st.dictionaries(
     scalars | st.lists(scalars, max_size=3).map(tuple),
     max_size=3,
 ).map(lambda table: tuple(sorted(table.items())))
+optimizer_settings = st.fixed_dictionaries(
+    {"lr": st.integers(1, 10**6) | st.floats(1e-9, 1e9)},
+    optional={
+        "l2": st.floats(0, 1e9),
+        "warmup": st.integers(0, 1 << 53),
+        "scale_by_staleness": st.booleans(),
+        "schedule": st.just("inverse-sqrt"),
+    },
+).map(lambda table: tuple(sorted(table.items())))
 texts = st.text(min_size=1).filter(lambda text: "\0" not in text)
 jobs = st.builds(
     Job,
@@ -270,7 +345,11 @@ jobs = st.builds(
         workers=st.integers(1, 1000),
         backup_workers=st.integers(0, 2**20),
     ),
-    optimizer=st.builds(OptimizerSettings, name=texts, settings=settings.filter(bool)),
+    optimizer=st.builds(
+        OptimizerSettings,
+        name=st.sampled_from([name for name in OPTIMIZERS if name != "add"]),
+        settings=optimizer_settings,
+    ),
     eval=st.builds(EvalSettings, every=st.integers(0, 10**6), holdout=st.floats(0, 1, exclude_max=True)),
 )
 

@@ -1,6 +1,6 @@
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -8,20 +8,24 @@ from typing import Any
 import numpy as np
 import pytest
 
+from protocol.compression.keys import digest_of
 from protocol.connection import Answer, Array, Connection, Traffic
 from protocol.errors import (
     BadFrame,
+    BadRequest,
     BadTensor,
     ConnectionLost,
     Fenced,
     FrameTooLarge,
     PSError,
     ShuttingDown,
+    UnknownKeys,
     Unreachable,
     VersionMismatch,
 )
 from protocol.messages import Empty, Hello, Ping, Pull, Pulled, Push, Pushed, Welcome
 from protocol.sequences import UNDER_WAY
+from protocol.tables import VALUES, Rows
 from protocol.tensors import DTYPES, Part
 from psworker.link import Link, Recovery
 from tests.cluster import hello, holds
@@ -56,7 +60,8 @@ class Asked:
 class Scripted:
     """A server that greets, and does else what the test says."""
 
-    def __init__(self) -> None:
+    def __init__(self, takes: tuple[str, ...] = VALUES) -> None:
+        self.takes = takes
         self.hellos: list[Hello] = []
         self.refuse_with: PSError | None = None
         self.greets = True
@@ -98,7 +103,7 @@ class Scripted:
         if self.refuse_with is not None:
             connection.fail(request_id, "hello", self.refuse_with)
         else:
-            connection.reply(request_id, Welcome(1, "scripted", 0, 1, 1 << 30))
+            connection.reply(request_id, Welcome(1, "scripted", 0, 1, 1 << 30, 0, self.takes))
 
     def refused(self, connection: Connection, op: str, error: PSError) -> None:
         pass
@@ -133,13 +138,15 @@ class Scripted:
 
 
 @asynccontextmanager
-async def linked(reconnect_for: float = 60.0) -> AsyncIterator[tuple[Link, Scripted]]:
+async def linked(
+    reconnect_for: float = 60.0, values: str | None = None, takes: tuple[str, ...] = VALUES
+) -> AsyncIterator[tuple[Link, Scripted]]:
     """An open link. An error that nobody has looked at fails the test."""
     unseen: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: unseen.append(context))
-    server = Scripted()
+    server = Scripted(takes)
     await server.listen()
-    link = Link(("127.0.0.1", server.port), hello("job", 1, 2), Traffic(), Recovery(), reconnect_for)
+    link = Link(("127.0.0.1", server.port), hello("job", 1, 2), Traffic(), Recovery(), reconnect_for, values)
     try:
         async with asyncio.timeout(30):
             await link.open()
@@ -254,6 +261,224 @@ async def test_a_held_request_that_is_too_long_fails_alone() -> None:
 async def lost(link: Link) -> None:
     """Wait until the link has noticed that its connection has ended."""
     await holds(lambda: link._connection is None)
+
+
+# --- requests that name keys
+
+KEYS = np.arange(1 << 40, (1 << 40) + 64 * 3, 3, dtype=np.uint64) * np.uint64(1 << 40)
+ROWS = Rows("emb", KEYS.size, digest_of(KEYS), "raw", "float32")
+PART = Part("emb", "uint64", KEYS.size)
+
+
+def pull_rows(link: Link) -> Answer:
+    return link.send(Pull((), (ROWS,), (PART,)), (KEYS,))
+
+
+def push_rows(link: Link, value: float = 1.0) -> Answer:
+    values = np.full(KEYS.size, value, np.float32)
+    parts = (PART, Part("emb", "float32", KEYS.size))
+    return link.send_once(lambda seq: Push(parts, 0, seq, 1.0, None, (ROWS,)), (KEYS, values))
+
+
+def codings(asked: Sequence[Asked]) -> list[str]:
+    """Return how the keys came, which must be there unless they are known."""
+    for one in asked:
+        pushed = isinstance(one.request, Push)
+        (rows,) = one.request.rows if pushed else one.request.wanted
+        assert len(one.arrays) == pushed + (rows.coding != "known")
+        assert rows.coding == "known" or (one.arrays[0] == KEYS).all()
+    return [
+        (one.request.rows if isinstance(one.request, Push) else one.request.wanted)[0].coding for one in asked
+    ]
+
+
+UNKNOWN = UnknownKeys("who?", field="emb", value=ROWS.digest)
+
+
+async def test_keys_are_sent_once_and_named_from_then_on() -> None:
+    async with linked() as (link, server):
+        answers = [pull_rows(link), push_rows(link), pull_rows(link), push_rows(link)]
+        asked = await server.take(4)
+        assert codings(asked) == ["raw", "known", "known", "known"]
+        for one in asked:
+            one.answer()
+        await asyncio.gather(*answers)
+
+
+async def test_a_pull_whose_keys_are_not_known_is_sent_again_with_them() -> None:
+    async with linked() as (link, server):
+        answers = [pull_rows(link) for _ in range(3)]
+        asked = await server.take(3)
+        asked[0].answer()
+        asked[1].refuse(UNKNOWN)
+        asked[2].refuse(UNKNOWN)
+        again = await server.take(2)
+        assert codings(again) == ["raw", "raw"]
+        for one in again:
+            one.answer()
+        await asyncio.gather(*answers)
+        answer = pull_rows(link)
+        last = await server.take(1)
+        assert codings(last) == ["known"]
+        last[0].answer()
+        await answer
+
+
+async def test_a_push_whose_keys_are_not_known_is_sent_again_under_a_new_number() -> None:
+    async with linked() as (link, server):
+        answers = [push_rows(link, value) for value in (1.0, 2.0, 3.0)]
+        asked = await server.take(3)
+        asked[0].answer()
+        asked[1].refuse(UNKNOWN)
+        asked[2].answer()
+        (again,) = await server.take(1)
+        assert (numbers(asked), numbers([again])) == ([1, 2, 3], [4])
+        assert codings([*asked, again]) == ["raw", "known", "known", "raw"]
+        assert again.arrays[1][0] == 2.0
+        again.answer()
+        replies = await asyncio.gather(*answers)
+        assert [reply.version for reply, _ in replies] == [1, 4, 3]
+
+
+@pytest.mark.parametrize("send", [pull_rows, push_rows])
+async def test_a_server_that_does_not_know_keys_that_it_was_sent(send: Callable[[Link], Answer]) -> None:
+    async with linked() as (link, server):
+        answer = send(link)
+        for _ in range(2):
+            (asked,) = await server.take(1)
+            assert codings([asked]) == ["raw"]
+            asked.refuse(UNKNOWN)
+        with pytest.raises(UnknownKeys):
+            await answer
+        assert server.nothing_else()
+
+
+async def test_a_new_connection_knows_no_keys() -> None:
+    async with linked() as (link, server):
+        first = [pull_rows(link), push_rows(link), push_rows(link)]
+        assert codings(await server.take(3)) == ["raw", "known", "known"]
+        server.hang_up()
+        asked = await server.take(3)
+        assert codings(asked) == ["raw", "raw", "raw"]  # which of them the server knows as retries is open
+        first.append(pull_rows(link))
+        asked += await server.take(1)
+        assert codings(asked[-1:]) == ["known"]
+        assert numbers(asked[1:3]) == [1, 2]
+        for one in asked:
+            one.answer()
+        await asyncio.gather(*first)
+
+
+async def test_what_is_asked_while_there_is_no_connection_carries_its_keys_once() -> None:
+    async with linked() as (link, server):
+        answer = pull_rows(link)
+        (asked,) = await server.take(1)
+        asked.answer()
+        await answer
+        server.hang_up()
+        await lost(link)
+        answers = [pull_rows(link), push_rows(link)]
+        both = await server.take(2)
+        assert codings(both) == ["raw", "known"]
+        for one in both:
+            one.answer()
+        await asyncio.gather(*answers)
+
+
+async def test_a_refusal_that_comes_again_after_a_break_is_followed_by_a_new_number() -> None:
+    async with linked() as (link, server):
+        answers = [pull_rows(link), push_rows(link)]
+        asked = await server.take(2)
+        asked[0].answer()
+        await answers[0]
+        server.hang_up()  # with the refusal on its way
+        (retry,) = await server.take(1)
+        assert (codings([retry]), numbers([retry])) == (["raw"], [1])
+        retry.refuse(UNKNOWN)
+        (again,) = await server.take(1)
+        assert (codings([again]), numbers([again])) == (["raw"], [2])
+        again.answer()
+        assert (await answers[1])[0] == Pushed(2)
+
+
+async def test_keys_of_held_pushes_are_named_too() -> None:
+    async with linked() as (link, server):
+        answers = [push_rows(link) for _ in range(UNDER_WAY + 2)]
+        asked = await server.take(UNDER_WAY)
+        asked[1].refuse(UNKNOWN)  # and waits for its turn
+        asked[0].answer()
+        asked += await server.take(2)
+        asked[2].answer()
+        asked += await server.take(1)
+        assert numbers(asked) == list(range(1, UNDER_WAY + 4))
+        assert codings(asked[-3:]) == ["raw", "known", "raw"]
+        for one in asked[3:]:
+            one.answer()
+        replies = await asyncio.gather(*answers)
+        assert replies[1][0].version == UNDER_WAY + 3
+
+
+async def test_a_request_that_is_too_long_makes_no_keys_known() -> None:
+    async with linked() as (link, server):
+        with pytest.raises(FrameTooLarge):
+            link.send(Pull(("x" * 128,) * 1000, (ROWS,), (PART,)), (KEYS,))
+        answer = pull_rows(link)
+        asked = await server.take(1)
+        assert codings(asked) == ["raw"]
+        asked[0].answer()
+        await answer
+
+
+async def test_a_pull_of_rows_that_was_given_up_is_not_asked_again() -> None:
+    async with linked() as (link, server):
+        answer = pull_rows(link)
+        (asked,) = await server.take(1)
+        answer.cancel()
+        await asyncio.sleep(0)
+        asked.refuse(UNKNOWN)
+        ping = link.send(Ping())
+        (asked,) = await server.take(1)
+        assert isinstance(asked.request, Ping)
+        asked.answer()
+        await ping
+
+
+async def test_a_push_of_rows_that_was_given_up_is_sent_again_all_the_same() -> None:
+    async with linked() as (link, server):
+        answer = push_rows(link)
+        (asked,) = await server.take(1)
+        answer.cancel()
+        asked.refuse(UNKNOWN)  # at staleness 0 others wait for it
+        (again,) = await server.take(1)
+        assert numbers([again]) == [2]
+        again.answer()
+        await holds(link._numbered[-1].done)
+
+
+async def test_a_link_that_ends_fails_what_names_keys() -> None:
+    async with linked() as (link, server):
+        answers = [push_rows(link) for _ in range(UNDER_WAY + 2)]
+        await server.take(UNDER_WAY)
+        link.fail(Fenced("out"))
+        answers += [pull_rows(link), push_rows(link)]
+        found = await asyncio.gather(*answers, return_exceptions=True)
+        assert {type(one) for one in found} == {Fenced}
+
+
+@pytest.mark.parametrize("values", [None, "float16", "bfloat16"])
+async def test_a_server_that_takes_rows_as_asked_for(values: str | None) -> None:
+    async with linked(values=values) as (link, server):
+        answer = pull_rows(link)
+        (await server.next()).answer()
+        await answer
+
+
+async def test_a_server_that_does_not_take_rows_as_asked_for() -> None:
+    with pytest.raises(BadRequest) as caught:
+        async with linked(values="float16", takes=("float32", "bfloat16")):
+            raise AssertionError("the server takes no float16")
+    assert (caught.value.field, caught.value.value) == ("values", "float16")
+    assert "float32, bfloat16" in caught.value.message
 
 
 # --- when the connection breaks

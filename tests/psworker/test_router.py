@@ -13,10 +13,14 @@ from protocol.messages import Block, Spec, TensorInfo
 from protocol.optimizers import Add, spec_of
 from protocol.tensors import DTYPES
 from psworker.router import as_tensor, plan_pull, plan_push
+from psworker.rows import RowPlans
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered")
 
 Array = npt.NDArray[Any]
+
+POOL = BufferPool(0)
+PLANS = RowPlans(POOL, None)
 
 
 def info_of(name: str, array: Array, bounds: list[int], shards: list[int]) -> TensorInfo:
@@ -48,8 +52,8 @@ def tensors(draw: st.DrawFn) -> list[tuple[TensorInfo, Array]]:
 @given(tensors())
 def test_what_is_cut_for_the_shards_is_put_together_again(made: list[tuple[TensorInfo, Array]]) -> None:
     infos = [info for info, _ in made]
-    outgoing = plan_push(infos, {info.name: array for info, array in made})
-    pulls = plan_pull(infos, BufferPool(0))
+    outgoing = plan_push(infos, {info.name: array for info, array in made}, PLANS)
+    pulls = plan_pull(infos, POOL, PLANS)
     assert set(outgoing) == set(pulls.names) == set(pulls.into)
     for shard, out in outgoing.items():
         assert [part.name for part in out.parts] == pulls.names[shard]
@@ -65,13 +69,13 @@ def test_what_is_cut_for_the_shards_is_put_together_again(made: list[tuple[Tenso
 def test_contiguous_arrays_are_not_copied() -> None:
     array = np.arange(24, dtype=np.float32).reshape(4, 6)
     assert as_tensor("w", array) is array
-    outgoing = plan_push([info_of("w", array, [0, 10, 24], [0, 1])], {"w": array})
+    outgoing = plan_push([info_of("w", array, [0, 10, 24], [0, 1])], {"w": array}, PLANS)
     assert all(np.shares_memory(sent, array) for out in outgoing.values() for sent in out.arrays)
 
 
 def test_pulled_blocks_are_received_in_place() -> None:
     array = np.zeros((4, 6), np.float32)
-    pulls = plan_pull([info_of("w", array, [0, 10, 24], [0, 1])], BufferPool(0))
+    pulls = plan_pull([info_of("w", array, [0, 10, 24], [0, 1])], POOL, PLANS)
     assert all(np.shares_memory(into, pulls.arrays["w"]) for into in (*pulls.into[0], *pulls.into[1]))
 
 
@@ -94,7 +98,7 @@ def test_any_layout_travels(array: Array) -> None:
     assert tensor.dtype in DTYPES.values()
     np.testing.assert_array_equal(tensor, array)
     assert tensor.shape == array.shape
-    (out,) = plan_push([whole("w", tensor)], {"w": array}).values()
+    (out,) = plan_push([whole("w", tensor)], {"w": array}, PLANS).values()
     np.testing.assert_array_equal(out.arrays[0], array.reshape(-1))
 
 
@@ -144,7 +148,7 @@ def test_what_cannot_travel_is_refused_by_name(value: npt.ArrayLike, text: str) 
 )
 def test_another_dtype_or_shape_than_the_tensors_is_refused(value: npt.ArrayLike, text: str) -> None:
     with pytest.raises(BadTensor) as caught:
-        plan_push([whole("w", np.zeros((3, 4), np.float32))], {"w": value})
+        plan_push([whole("w", np.zeros((3, 4), np.float32))], {"w": value}, PLANS)
     assert caught.value.field == "w"
     assert text in caught.value.value
 
@@ -156,11 +160,11 @@ def test_a_push_over_several_shards_is_checked_before_it_is_sent(bad: float, pla
     spoilt[place] = bad
     infos = [whole("good", good, shard=2), info_of("bad", spoilt, [0, 10, 20], [0, 1])]
     with pytest.raises(NotFinite) as caught:
-        plan_push(infos, {"good": good, "bad": spoilt})
+        plan_push(infos, {"good": good, "bad": spoilt}, PLANS)
     assert (caught.value.field, caught.value.value) == ("tensors", "bad")
 
 
 def test_two_tensors_on_two_shards_are_checked_too() -> None:
     infos = [whole("a", np.zeros(2), shard=0), whole("b", np.zeros(2), shard=1)]
     with pytest.raises(NotFinite):
-        plan_push(infos, {"a": np.zeros(2), "b": np.array([0, np.nan])})
+        plan_push(infos, {"a": np.zeros(2), "b": np.array([0, np.nan])}, PLANS)

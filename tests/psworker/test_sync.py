@@ -4,6 +4,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,9 @@ from protocol.errors import (
 from protocol.optimizers import SGD, Add
 from psserver.membership import FailureSettings
 from psworker import client
-from psworker.sync import SyncClient, connect
+from psworker.rows import SparseGradient
+from psworker.sync import SyncClient, SyncSparseTable, connect
+from psworker.tables import SparseTable
 from tests.cluster import Elsewhere, cluster_in_thread, full, holds, put_out
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered")
@@ -48,9 +51,30 @@ def test_the_example_of_the_documentation(elsewhere: Elsewhere) -> None:
             new["w"][0] = 1
 
 
+def test_rows_of_sparse_tables(elsewhere: Elsewhere) -> None:
+    with connect(elsewhere.address, values="bfloat16") as ps:
+        ps.create("w", [1.0], Add())
+        emb, keys = ps.create_sparse("emb", 2, Add()), np.arange(100)
+        emb.push(keys, np.ones((100, 2), np.float32))
+        assert (emb.push_pull(keys, np.ones((100, 2), np.float32)) == 2.0).all()
+        assert emb.push_pull([], np.ones((0, 2), np.float32), [[5, 200]]).tolist() == [
+            [[2.0, 2.0], [0.0, 0.0]]
+        ]
+        gradient = SparseGradient([7], np.ones((1, 2), np.float32))
+        both = ps.push_pull({"w": [1.0], "emb": gradient}, {"w": None, "emb": [7]})
+        assert {name: value.tolist() for name, value in both.items()} == {"w": [2.0], "emb": [[3.0, 3.0]]}
+        assert ps.pull({"emb": 7})["emb"].tolist() == ps.table("emb").pull(7).tolist() == [3.0, 3.0]
+
+
 def test_all_that_users_call_is_there() -> None:
-    for name in ("create", "tensors", "pull", "push", "push_pull", "step"):
-        theirs, ours = getattr(client.Client, name), getattr(SyncClient, name)
+    calls = ("create", "create_sparse", "table", "tensors", "pull", "push", "push_pull", "step")
+    methods: list[tuple[Any, Any]] = [
+        (getattr(client.Client, name), getattr(SyncClient, name)) for name in calls
+    ]
+    methods += [
+        (getattr(SparseTable, name), getattr(SyncSparseTable, name)) for name in ("pull", "push", "push_pull")
+    ]
+    for theirs, ours in methods:
         parameters = [one for one in inspect.signature(theirs).parameters if one != "done"]  # of leases
         assert parameters == list(inspect.signature(ours).parameters)
         assert not inspect.iscoroutinefunction(ours)

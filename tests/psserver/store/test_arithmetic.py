@@ -6,10 +6,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from protocol.optimizers import SGD, Add
+from protocol.optimizers import SGD, Adagrad, Add, Momentum, Optimizer
 from protocol.tensors import PIECE, all_finite
-from psserver.optimizers import update_of
-from psserver.store.arithmetic import THREADS, accumulate, apply, each_part, scale
+from psserver.optimizers import NO_PENALTY, Moment, Penalty, hyper_of, rule_of
+from psserver.store.arithmetic import THREADS, Update, accumulate, apply, each_part, of_parts, scale, squares
 
 Array = npt.NDArray[Any]
 
@@ -27,6 +27,10 @@ def threads() -> Iterator[ThreadPoolExecutor]:
 def sizes_around_a_piece(dtype: Any) -> list[int]:
     piece = PIECE // np.dtype(dtype).itemsize
     return [1, piece - 1, piece, piece + 1, 2 * piece, 2 * piece + 1]
+
+
+def update_of(optimizer: Optimizer, penalty: Penalty | None = None, factor: float = 1.0) -> Update:
+    return Update(rule_of(optimizer), hyper_of(optimizer, Moment()), penalty, factor)
 
 
 def random(size: int, dtype: Any, seed: int) -> Array:
@@ -74,6 +78,55 @@ def test_integers_are_always_finite() -> None:
     assert (gradient == -(2**63)).all()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_new_slots_are_made_beside_the_old_ones(dtype: Any) -> None:
+    for size in sizes_around_a_piece(dtype):
+        values, gradient, old = (random(size, dtype, seed) for seed in (1, 2, 3))
+        expected = dtype(0.5) * old + gradient
+        new, before = np.full(size, np.nan, dtype), old.copy()
+        assert apply(update_of(Momentum(0.25, 0.5)), values, gradient, old, new)
+        np.testing.assert_array_equal(new, expected)
+        np.testing.assert_array_equal(gradient, values - dtype(0.25) * expected)
+        np.testing.assert_array_equal(old, before)
+
+
+def test_a_slot_that_overflows_is_refused_though_the_values_do_not() -> None:
+    optimizer = Adagrad()
+    values, old = np.zeros(3, np.float32), np.zeros(3, np.float32)
+    gradient = np.array([0, 1e30, 0], np.float32)  # its square is infinite, and the step then zero
+    assert not apply(update_of(optimizer), values, gradient, old, np.empty_like(old))
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_a_gradient_is_clipped_then_scaled_and_penalised(dtype: Any) -> None:
+    values, gradient = np.array([2, -2, 0, 4], dtype), np.array([8, -8, 1, 0.5], dtype)
+    penalty = NO_PENALTY._replace(clip_value=4.0, l1=0.25, l2=0.125)
+    assert apply(update_of(SGD(1.0), penalty, factor=0.5), values, gradient)
+    penalised = np.array([2 + 0.25 + 0.25, -2 - 0.25 - 0.25, 0.5, 0.25 + 0.5 + 0.25], dtype)
+    np.testing.assert_array_equal(gradient, values - penalised)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_clipping_hides_no_infinity(bad: float) -> None:
+    gradient = np.array([0, bad])
+    assert not apply(update_of(SGD(), NO_PENALTY._replace(clip_value=1.0)), np.zeros(2), gradient)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_squares_are_those_of_what_is_left_by_clipping(dtype: Any) -> None:
+    for size in sizes_around_a_piece(dtype):
+        gradient = random(size, dtype, 1)
+        wide = gradient.astype(np.float64)
+        assert squares(gradient, np.inf) == pytest.approx((wide**2).sum(), rel=1e-4)
+        assert squares(gradient, 0.5) == pytest.approx((np.clip(wide, -0.5, 0.5) ** 2).sum(), rel=1e-4)
+
+
+def test_squares_that_are_too_large_for_the_dtype_are_summed_all_the_same() -> None:
+    assert squares(np.full(4, 1e30, np.float32), np.inf) == pytest.approx(4e60)
+    assert squares(np.full(4, 300, np.float16), np.inf) == 4 * 300**2
+    assert np.isnan(squares(np.array([1, np.nan], np.float32), 1.0))
+
+
 @pytest.mark.parametrize("ratio", [1.0, 0.5, 3.0])
 @pytest.mark.parametrize("into", ["total", "gradient", "another"])
 def test_accumulate_adds_a_multiple_and_changes_nothing_else(ratio: float, into: str) -> None:
@@ -107,6 +160,12 @@ async def test_each_part_covers_every_element_once(threads: ThreadPoolExecutor, 
 
     assert await each_part(threads, count, counts, others)
     np.testing.assert_array_equal(counts, 1 + np.arange(size))
+
+
+async def test_what_comes_of_the_parts_comes_in_their_order(threads: ThreadPoolExecutor) -> None:
+    array = np.arange(100_003)
+    found = await of_parts(threads, np.copy, array)
+    np.testing.assert_array_equal(np.concatenate(found), array)
 
 
 @pytest.mark.parametrize("place", [0, 50_000, 100_002])

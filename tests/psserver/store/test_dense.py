@@ -10,15 +10,31 @@ from hypothesis import strategies as st
 
 from protocol.errors import BadRequest, NotFinite
 from protocol.messages import Spec
-from protocol.optimizers import SGD, Add, Optimizer, OptimizerSpec, Setting, spec_of
+from protocol.optimizers import (
+    DCSGD,
+    SGD,
+    Adagrad,
+    Adam,
+    Add,
+    Momentum,
+    Optimizer,
+    OptimizerSpec,
+    Setting,
+    Step,
+    spec_of,
+)
 from protocol.tensors import DTYPES
+from psserver.optimizers import Moment, rule_of
 from psserver.store.arithmetic import INLINE, THREADS
 from psserver.store.dense import DenseBlock, StepMean, check_spec
+from tests.psserver.optimizers.kinds import EVERY, Parameters
 
 Array = npt.NDArray[Any]
 
 FLOATS = ["float16", "float32", "float64"]
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered")
+
+NOW = Moment()
 
 INTEGERS = [name for name in DTYPES if name not in FLOATS]
 
@@ -49,8 +65,9 @@ async def test_add_equals_numpy_inline_and_in_threads(threads: ThreadPoolExecuto
         values, delta = random(size, dtype, 1), random(size, dtype, 2)
         expected = values + delta
         block = block_of(values)
-        np.testing.assert_array_equal(block.next_version(delta.copy()), expected)
-        np.testing.assert_array_equal(await block.next_version_in_threads(delta.copy(), threads), expected)
+        np.testing.assert_array_equal(block.next_version(delta.copy(), NOW).values, expected)
+        fresh = await block.next_version_in_threads(delta.copy(), NOW, threads)
+        np.testing.assert_array_equal(fresh.values, expected)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -59,8 +76,9 @@ async def test_sgd_equals_numpy_inline_and_in_threads(threads: ThreadPoolExecuto
         values, gradient = random(size, dtype, 1), random(size, dtype, 2)
         expected = values - DTYPES[dtype].type(0.5) * gradient
         block = block_of(values, SGD(0.5))
-        np.testing.assert_array_equal(block.next_version(gradient.copy()), expected)
-        np.testing.assert_array_equal(await block.next_version_in_threads(gradient, threads), expected)
+        np.testing.assert_array_equal(block.next_version(gradient.copy(), NOW).values, expected)
+        fresh = await block.next_version_in_threads(gradient, NOW, threads)
+        np.testing.assert_array_equal(fresh.values, expected)
 
 
 async def test_a_version_is_never_written_to(threads: ThreadPoolExecutor) -> None:
@@ -70,8 +88,8 @@ async def test_a_version_is_never_written_to(threads: ThreadPoolExecutor) -> Non
         versions: list[tuple[Array, float]] = [(block.values, 0.0)]
         for number in range(1, 6):
             gradient = np.ones(size, np.float32)
-            fresh = await block.next_version_in_threads(gradient, threads)
-            assert not any(np.shares_memory(fresh, version) for version, _ in versions)
+            fresh = await block.next_version_in_threads(gradient, NOW, threads)
+            assert not any(np.shares_memory(fresh.values, version) for version, _ in versions)
             block.swap(fresh)
             versions.append((block.values, float(number)))
         assert block.version == 5
@@ -92,7 +110,7 @@ async def test_a_gradient_that_is_not_finite_changes_nothing(
             await block.check(gradient, threads)
         assert (caught.value.field, caught.value.value) == ("tensors", "w")
         with pytest.raises(NotFinite):
-            await block.next_version_in_threads(gradient, threads)
+            await block.next_version_in_threads(gradient, NOW, threads)
         assert block.version == 0
         assert (block.values == 1.0).all()
     await block.check(np.ones(size, np.float32), threads)
@@ -105,8 +123,107 @@ async def test_a_result_that_overflows_is_refused(threads: ThreadPoolExecutor, s
     delta[-1] = 3e38
     await block.check(delta, threads)  # it is finite by itself
     with pytest.raises(NotFinite):
-        await block.next_version_in_threads(delta, threads)
+        await block.next_version_in_threads(delta, NOW, threads)
     assert (block.values == np.float32(3e38)).all()
+
+
+# --- optimizers with slots
+
+KEEPING = [optimizer for optimizer in EVERY if rule_of(optimizer).slots]
+of_those = pytest.mark.parametrize("optimizer", KEEPING, ids=[optimizer.name for optimizer in KEEPING])
+
+
+@of_those
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+async def test_a_block_equals_the_rule_inline_and_in_threads(
+    threads: ThreadPoolExecutor, dtype: str, optimizer: Optimizer
+) -> None:
+    for size in (100, INLINE // DTYPES[dtype].itemsize + 1):
+        begin, pushed = random(size, dtype, 1), [random(size, dtype, seed) for seed in (2, 3, 4)]
+        expected = Parameters(optimizer, begin)
+        block = block_of(begin, optimizer)
+        for gradient in pushed:
+            expected.update(gradient)
+            block.swap(await block.next_version_in_threads(gradient.copy(), NOW, threads))
+        assert [slot.dtype for slot in block.slots] == [DTYPES[dtype]] * len(rule_of(optimizer).slots)
+        np.testing.assert_array_equal(block.values, expected.values)
+        for slot, kept in zip(block.slots, (expected.a, expected.b), strict=False):
+            np.testing.assert_array_equal(slot, kept)
+
+
+@of_those
+@pytest.mark.parametrize("size", [100, INLINE // 4 + 1])
+async def test_a_version_of_slots_is_never_written_to(
+    threads: ThreadPoolExecutor, optimizer: Optimizer, size: int
+) -> None:
+    block = block_of(random(size, "float32", 1), optimizer)
+    kept = [(block.slots, [slot.copy() for slot in block.slots])]
+    for seed in range(3):
+        block.swap(await block.next_version_in_threads(random(size, "float32", seed), NOW, threads))
+        kept.append((block.slots, [slot.copy() for slot in block.slots]))
+    for slots, copies in kept:
+        for slot, copy in zip(slots, copies, strict=True):
+            np.testing.assert_array_equal(slot, copy)
+
+
+@of_those
+def test_slots_of_a_checkpoint_are_taken_up(optimizer: Optimizer) -> None:
+    begin, pushed = random(50, "float64", 1), [random(50, "float64", seed) for seed in (2, 3, 4)]
+    whole = block_of(begin, optimizer)
+    for gradient in pushed[:2]:
+        whole.swap(whole.next_version(gradient.copy(), NOW))
+    again = DenseBlock("w", whole.spec, whole.values, attempt=1, slots=whole.slots)
+    again.version = whole.version
+    expected, found = (block.next_version(pushed[2].copy(), NOW) for block in (whole, again))
+    np.testing.assert_array_equal(found.values, expected.values)
+    np.testing.assert_array_equal(found.slots, expected.slots)
+
+
+@pytest.mark.parametrize("size", [100, INLINE // 4 + 1])
+async def test_what_is_refused_leaves_the_slots_as_they_were(threads: ThreadPoolExecutor, size: int) -> None:
+    block = block_of(np.zeros(size, np.float32), Adagrad(initial=1.0))
+    gradient = np.zeros(size, np.float32)
+    gradient[-1] = 1e30  # its square is infinite
+    with pytest.raises(NotFinite):
+        await block.next_version_in_threads(gradient, NOW, threads)
+    assert (block.slots[0] == 1.0).all()
+
+
+@pytest.mark.parametrize("size", [100, INLINE // 4 + 1])
+async def test_a_gradient_is_scaled_to_the_greatest_length_as_a_whole(
+    threads: ThreadPoolExecutor, size: int
+) -> None:
+    block = block_of(np.zeros(size, np.float32), SGD(1.0, clip_norm=3.0))
+    for length, expected in ((6.0, 3.0), (2.0, 2.0)):
+        gradient = np.full(size, length / size**0.5, np.float32)
+        fresh = await block.next_version_in_threads(gradient, NOW, threads)
+        assert np.linalg.norm(fresh.values.astype(np.float64)) == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(NotFinite):
+        await block.next_version_in_threads(np.full(size, np.inf, np.float32), NOW, threads)
+
+
+def test_the_moment_decides_about_the_learning_rate() -> None:
+    block = block_of(np.zeros(1), SGD(1.0, schedule=Step(every=1, factor=0.5), scale_by_staleness=True))
+    for moment, rate in ((NOW, 1.0), (Moment(2), 0.25), (Moment(1, staleness=4.0), 0.125)):
+        assert block.next_version(np.ones(1), moment).values == -rate
+
+
+@pytest.mark.parametrize("size", [100, INLINE // 4 + 1])
+async def test_what_the_worker_had_read_compensates_for_the_delay(
+    threads: ThreadPoolExecutor, size: int
+) -> None:
+    block = block_of(np.full(size, 2.0, np.float32), DCSGD(0.5, lam=0.25))
+    read = np.full(size, 1.0, np.float32)
+    for backup, expected in ((None, 2.0 - 0.5 * 4.0), (read, 2.0 - 0.5 * (4.0 + 0.25 * 4.0**2 * 1.0))):
+        gradient = np.full(size, 4.0, np.float32)
+        fresh = await block.next_version_in_threads(gradient, NOW, threads, backup)
+        assert (fresh.values == expected).all()
+    assert (read == 1.0).all()
+
+
+def test_effort_tells_what_is_to_leave_the_event_loop() -> None:
+    efforts = [block_of(np.zeros(1), optimizer).effort for optimizer in (Add(), SGD(), Momentum(), Adam())]
+    assert efforts == [1, 1, 3, 5]
 
 
 # --- the mean of a step
@@ -178,6 +295,19 @@ def test_integers_take_deltas_only_and_not_averaged(dtype: str) -> None:
 @pytest.mark.parametrize("optimizer", [SGD(), Add()])
 def test_floats_take_everything(dtype: str, averaged: bool, optimizer: Optimizer) -> None:
     check_spec(Spec(dtype, (2,), spec_of(optimizer)), averaged=averaged)
+
+
+@pytest.mark.parametrize("optimizer", EVERY, ids=[optimizer.name for optimizer in EVERY])
+def test_what_keeps_squares_needs_more_than_half_precision(optimizer: Optimizer) -> None:
+    for dtype in ("float32", "float64"):
+        check_spec(Spec(dtype, (2,), spec_of(optimizer)), averaged=True)
+    spec = Spec("float16", (2,), spec_of(optimizer))
+    if rule_of(optimizer).slots:
+        with pytest.raises(BadRequest, match="needs float32 or float64") as caught:
+            check_spec(spec, averaged=False)
+        assert (caught.value.field, caught.value.value) == ("dtype", "float16")
+    else:
+        check_spec(spec, averaged=False)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,21 @@
+"""What tensors and tables can be made."""
+
+from __future__ import annotations
+
+from protocol.messages import Spec
+from psserver.store import dense, sparse
+
+__all__ = ["check_spec"]
+
+
+def check_spec(spec: Spec, *, averaged: bool) -> None:
+    """Raise ``BadRequest`` if nothing can be made of ``spec``.
+
+    Args:
+        spec: what a client asks for.
+        averaged: the job is synchronous, so that gradients are averaged.
+    """
+    if spec.table is not None:
+        sparse.check_table(spec)
+    else:
+        dense.check_spec(spec, averaged=averaged)

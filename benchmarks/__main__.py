@@ -2,14 +2,27 @@
 
 import sys
 
-from benchmarks import csv_memory, dense, durability, heartbeats, pushes_per_second, staleness
+from benchmarks import (
+    csv_memory,
+    ctr,
+    dense,
+    durability,
+    heartbeats,
+    optimizers,
+    pushes_per_second,
+    sparse,
+    staleness,
+)
 
 BENCHMARKS = {
     "csv-memory": csv_memory.main,
+    "ctr": ctr.main,
     "dense": dense.main,
     "durability": durability.main,
     "heartbeats": heartbeats.main,
+    "optimizers": optimizers.main,
     "small-pushes": pushes_per_second.main,
+    "sparse": sparse.main,
     "staleness": staleness.main,
 }
 

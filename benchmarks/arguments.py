@@ -1,6 +1,8 @@
-"""Numbers on the command line that must be above zero."""
+"""Numbers on the command line that must be above zero, and lists of sizes."""
 
 from argparse import ArgumentTypeError
+
+from benchmarks.sizes import parse_size
 
 
 def positive_int(text: str) -> int:
@@ -19,3 +21,11 @@ def positive_float(text: str) -> float:
     if not 0 < value < float("inf"):
         raise ArgumentTypeError(f"{text!r}: give a number above 0")
     return value
+
+
+def sizes(text: str) -> tuple[int, ...]:
+    """Return the bytes of each of the sizes that `text` lists, or raise ArgumentTypeError."""
+    try:
+        return tuple(dict.fromkeys(parse_size(size) for size in text.split(",")))
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from error

@@ -5,14 +5,13 @@ import json
 import sys
 from collections.abc import Sequence
 
-from benchmarks.arguments import positive_float, positive_int
+from benchmarks.arguments import positive_float, positive_int, sizes
 from benchmarks.isolated import SystemFailed
 from benchmarks.progress import progress_on
 from benchmarks.pushes_per_second import as_json as small_pushes_as_json
 from benchmarks.pushes_per_second import measure
 from benchmarks.pushes_per_second import render_text as render_small_pushes
 from benchmarks.rounds import Report, Settings, run
-from benchmarks.sizes import parse_size
 from benchmarks.small_pushes import LoadFailed
 from benchmarks.systems.registry import CEILING, ENTRIES, Entry
 from benchmarks.table import as_json, print_rich, render_text
@@ -52,7 +51,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks dense", description=__doc__)
     parser.add_argument(
         "--sizes",
-        type=_sizes,
+        type=sizes,
         default="100MB,1MB,1KB",
         metavar="LIST",
         help="sizes of the tensor, separated by commas (default: %(default)s)",
@@ -88,13 +87,6 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     if options.seconds is None:
         options.seconds = _QUICK_SECONDS if options.quick else _SECONDS
     return options
-
-
-def _sizes(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(dict.fromkeys(parse_size(size) for size in text.split(",")))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _systems(text: str) -> tuple[Entry, ...]:

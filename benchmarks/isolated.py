@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from typing import Any, TypeVar
 
 from benchmarks.child_processes import SPAWN, child_process
 from benchmarks.pinning import kept_apart
 from benchmarks.systems.interface import Operation, System
 
-Measure = Callable[[Operation, int, float], float]
+Figure = TypeVar("Figure")
+Measure = Callable[[Operation, int, float], Figure]
 
 # Ray needs some seconds for either on a busy machine; both are far beyond what is usual.
 ANSWER_LIMIT_SECONDS = 120.0
@@ -29,7 +31,7 @@ class _Failure:
 
 
 @contextmanager
-def isolated(build: Callable[[], System]) -> Iterator[Measure]:
+def isolated(build: Callable[[], System[Figure]]) -> Iterator[Measure[Figure]]:
     """Start the system that `build` makes; yield its `measure`; stop it on leaving.
 
     Raises SystemFailed where it does not start; the function yielded raises it likewise.
@@ -40,18 +42,19 @@ def isolated(build: Callable[[], System]) -> Iterator[Measure]:
         theirs.close()
         _receive(ours, ANSWER_LIMIT_SECONDS)
 
-        def measure(operation: Operation, nbytes: int, seconds: float) -> float:
+        def measure(operation: Operation, nbytes: int, seconds: float) -> Figure:
             ours.send((operation, nbytes, seconds))
-            return _receive(ours, ANSWER_LIMIT_SECONDS + seconds)
+            figure: Figure = _receive(ours, ANSWER_LIMIT_SECONDS + seconds)
+            return figure
 
         yield measure
 
 
-def _receive(answers: Connection, limit: float) -> float:
+def _receive(answers: Connection, limit: float) -> Any:
     if not answers.poll(limit):
         raise SystemFailed(f"no answer within {limit:.0f} s")
     try:
-        answer: float | _Failure = answers.recv()
+        answer = answers.recv()
     except EOFError as error:
         raise SystemFailed("its process ended unexpectedly") from error
     if isinstance(answer, _Failure):
@@ -59,13 +62,13 @@ def _receive(answers: Connection, limit: float) -> float:
     return answer
 
 
-def _run_system(build: Callable[[], System], requests: Connection) -> None:
+def _run_system(build: Callable[[], System[object]], requests: Connection) -> None:
     # Standard output carries the result of the benchmark alone.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     system = build()
     try:
         system.start()
-        _send(requests, 0.0)
+        _send(requests, None)
         for operation, nbytes, seconds in _requests_until_closed(requests):
             with kept_apart(nbytes):
                 _send(requests, system.measure(operation, nbytes, seconds))
@@ -85,7 +88,7 @@ def _requests_until_closed(requests: Connection) -> Iterator[tuple[Operation, in
         yield request
 
 
-def _send(requests: Connection, answer: float | _Failure) -> None:
+def _send(requests: Connection, answer: object) -> None:
     # Nobody may be there any more: the benchmark was interrupted, as the next receive will tell.
     with suppress(ConnectionError):
         requests.send(answer)

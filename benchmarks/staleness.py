@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.arguments import positive_int
+from benchmarks.measured_page import with_figures
 from benchmarks.progress import Progress, progress_on
 from benchmarks.staleness_table import TARGET_LOSS, Results, markdown_table, text_table
 from benchmarks.trial import SLOWDOWN, Setting, Stragglers, run_trial, write_digits
@@ -35,7 +36,6 @@ SOMETIMES = Stragglers(
 )
 
 _DOCS = Path(__file__).parents[1] / "docs"
-_BEGIN, _END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
 def main(arguments: list[str]) -> int:
@@ -135,15 +135,3 @@ def figures(results: Mapping[Stragglers, Results]) -> str:
     machine = f"one {os.cpu_count()}-core {platform.machine()} machine, Python {platform.python_version()}"
     plot = "![The held-out loss over time, and what the workers' time went into](staleness.svg)"
     return "\n\n".join([plot, *tables, f"Medians of {repeat} runs on {machine}."])
-
-
-def with_figures(page: str, measured: str) -> str:
-    """Return `page` with what is between its two marks replaced.
-
-    Raises ValueError where it has not got both marks, in their order.
-    """
-    before, begin, rest = page.partition(_BEGIN)
-    _, end, after = rest.partition(_END)
-    if not begin or not end:
-        raise ValueError(f"staleness.md: expected {_BEGIN} and, after it, {_END}")
-    return f"{before}{_BEGIN}\n{measured}\n{_END}{after}"

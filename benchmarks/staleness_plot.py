@@ -12,11 +12,11 @@ from benchmarks.staleness_table import TARGET_LOSS, Results, idle_of
 from benchmarks.trial import Setting, Stragglers, Trial
 
 # Okabe and Ito's colours, which also those tell apart who see few; the settings in their order.
-_COLOURS = ("#D55E00", "#E69F00", "#009E73", "#56B4E9", "#0072B2", "#CC79A7")
+COLOURS = ("#D55E00", "#E69F00", "#009E73", "#56B4E9", "#0072B2", "#CC79A7")
 _IDLE = "#D9D9D9"
 _TEXT = "#222222"
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.spines.top": False,
@@ -34,7 +34,7 @@ _STYLE: dict[Any, Any] = {
 
 def draw(results: Mapping[Stragglers, Results], path: Path) -> None:
     """Write the picture to `path`, in the format of its ending: a row for each kind of stragglers."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10, 3.4 * len(results)), layout="constrained")
         rows: Any = figure.subplots(len(results), 2, width_ratios=(1.15, 1), squeeze=False)
         for (stragglers, found), (curves, bars) in zip(results.items(), rows, strict=True):
@@ -46,7 +46,7 @@ def draw(results: Mapping[Stragglers, Results], path: Path) -> None:
 
 def _draw_curves(axes: Any, stragglers: Stragglers, results: Results) -> None:
     grid = np.linspace(0, stragglers.seconds, 100)
-    for (setting, trials), colour in zip(results.items(), _COLOURS, strict=True):
+    for (setting, trials), colour in zip(results.items(), COLOURS, strict=True):
         axes.plot(grid, _median_curve(trials, grid), color=colour, linewidth=1.8, label=setting.label)
     axes.axhline(TARGET_LOSS, color="#888888", linewidth=0.8, linestyle=(0, (4, 3)))
     axes.set(
@@ -66,7 +66,7 @@ def _median_curve(trials: list[Trial], grid: "np.ndarray[Any, np.dtype[np.float6
 
 def _draw_bars(axes: Any, stragglers: Stragglers, results: Results) -> None:
     names = []
-    for place, ((setting, trials), colour) in enumerate(zip(results.items(), _COLOURS, strict=True)):
+    for place, ((setting, trials), colour) in enumerate(zip(results.items(), COLOURS, strict=True)):
         idle, _ = idle_of(stragglers, trials)
         axes.barh(place, 1 - idle, color=colour, height=0.62)
         axes.barh(place, idle, left=1 - idle, color=_IDLE, height=0.62)

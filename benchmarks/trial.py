@@ -224,7 +224,7 @@ async def _status(cluster: LocalCluster) -> JobStatus | None:
 
 async def _pull(client: Client, model: SoftmaxRegression) -> dict[str, np.ndarray] | None:
     try:
-        return await client.pull(model.parameters())
+        return await client.pull(list(model.parameters()))
     except UnknownTensor:  # the workers are just about to create them
         return None
 

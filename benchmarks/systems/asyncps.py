@@ -10,9 +10,12 @@ import uvloop
 
 from benchmarks.systems.closed_loop import LEAST_OPERATIONS, WARM_UP_SHARE
 from benchmarks.systems.interface import Operation
-from benchmarks.systems.verification import Array, check_sums, make_gradient
+from benchmarks.systems.verification import Array, check_descent, check_sums, make_gradient
+from protocol.optimizers import Optimizer
 from psctl import LocalCluster
 from psworker import Add, Client, connect
+
+_ADD = Add()
 
 
 class _Blocking:
@@ -34,10 +37,11 @@ class _Blocking:
 
 
 class Asyncps:
-    """Push adds the gradient on the server, pull returns the tensor, push_pull does both."""
+    """Push applies the gradient on the server, pull returns the tensor, push_pull does both."""
 
-    def __init__(self, shards: int) -> None:
+    def __init__(self, shards: int, optimizer: Optimizer = _ADD) -> None:
         self._shards = shards
+        self._optimizer = optimizer
         self._processes = ExitStack()
         self._connections = AsyncExitStack()
         self._loop = uvloop.new_event_loop()
@@ -64,8 +68,12 @@ class Asyncps:
     def _create(self, nbytes: int) -> str:
         name = f"tensor of {nbytes} bytes"
         zeros = np.zeros(nbytes // 4, np.float32)
-        self._loop.run_until_complete(self._client.create(name, zeros, optimizer=Add()))
-        check_sums(_Blocking(self._loop, self._client, name), nbytes)
+        self._loop.run_until_complete(self._client.create(name, zeros, optimizer=self._optimizer))
+        tensor = _Blocking(self._loop, self._client, name)
+        if isinstance(self._optimizer, Add):
+            check_sums(tensor, nbytes)
+        else:
+            check_descent(tensor, nbytes)
         self._tensors[nbytes] = name
         return name
 

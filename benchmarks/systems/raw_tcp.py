@@ -48,7 +48,7 @@ class RawTcp:
 
             def exchange() -> None:
                 connection.sendall(sent)
-                _receive(connection, received)
+                receive_exactly(connection, received)
 
             return seconds_per_operation(exchange, seconds)
 
@@ -61,10 +61,10 @@ class RawTcp:
         answer = np.zeros_like(tensor)
         with _connect(self._address, _PUSH, nbytes) as connection:
             connection.sendall(tensor.data.cast("B"))
-            _receive(connection, memoryview(bytearray(len(_SMALL))))
+            receive_exactly(connection, memoryview(bytearray(len(_SMALL))))
         with _connect(self._address, _PULL, nbytes) as connection:
             connection.sendall(_SMALL)
-            _receive(connection, answer.data.cast("B"))
+            receive_exactly(connection, answer.data.cast("B"))
         check_equal("pull", answer, tensor)
 
 
@@ -100,7 +100,7 @@ class RawTcpStreaming:
                 connection.sendall(tensor)
                 sent += 1
             connection.shutdown(socket.SHUT_WR)
-            _receive(connection, memoryview(acknowledgement))
+            receive_exactly(connection, memoryview(acknowledgement))
             elapsed = perf_counter() - begin
         (arrived,) = _STREAM_ACK.unpack(acknowledgement)
         if arrived != sent * nbytes:
@@ -129,7 +129,7 @@ def _client_buffers(operation: Operation, nbytes: int) -> tuple[memoryview, memo
     return (small if operation == "pull" else tensor, small if operation == "push" else tensor)
 
 
-def _receive(connection: socket.socket, buffer: memoryview) -> None:
+def receive_exactly(connection: socket.socket, buffer: memoryview) -> None:
     """Fill `buffer`; raise EOFError where the peer closes before or within it."""
     filled = 0
     while filled < len(buffer):
@@ -147,7 +147,7 @@ def _serve(listener: socket.socket) -> None:
         connection, _ = listener.accept()
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with connection:
-            _receive(connection, hello)
+            receive_exactly(connection, hello)
             code, nbytes = _HELLO.unpack(hello)
             if nbytes not in tensors:
                 tensors[nbytes] = np.ones(nbytes, np.uint8).data
@@ -163,7 +163,7 @@ def _answer(connection: socket.socket, code: int, tensor: memoryview) -> None:
     sent = small if code == _PUSH else tensor
     while True:
         try:
-            _receive(connection, received)
+            receive_exactly(connection, received)
         except EOFError:  # the measurement is over
             return
         connection.sendall(sent)

@@ -22,7 +22,7 @@ class Entry:
 
     name: str
     label: str
-    build: Callable[[], System]
+    build: Callable[[], System[float]]
     operations: tuple[Operation, ...] = OPERATIONS
     most_bytes: int | None = None
     needs: str | None = None

@@ -9,7 +9,7 @@ Array = npt.NDArray[np.float32]
 
 
 class WrongResult(Exception):
-    """A system answered something other than the sum of what was pushed."""
+    """A system answered something other than what comes of what was pushed."""
 
 
 class DenseTensor(Protocol):
@@ -45,3 +45,13 @@ def check_sums(tensor: DenseTensor, nbytes: int) -> None:
     tensor.push(gradient)
     check_equal("push, then pull", tensor.pull(), gradient)
     check_equal("push_pull", tensor.push_pull(gradient), 2 * gradient)
+
+
+def check_descent(tensor: DenseTensor, nbytes: int) -> None:
+    """Push a gradient above zero to a `tensor` of zeros, whose server has an optimizer.
+
+    Raises WrongResult where not every element has fallen.
+    """
+    tensor.push(make_gradient(nbytes))
+    if not (tensor.pull() < 0).all():
+        raise WrongResult("push, then pull: the server's tensor did not move against the gradient")

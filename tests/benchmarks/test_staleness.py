@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from benchmarks.__main__ import main
+from benchmarks.measured_page import with_figures
 from benchmarks.scraped import Observed
-from benchmarks.staleness import ALWAYS, SETTINGS, SOMETIMES, as_json, figures, with_figures
+from benchmarks.staleness import ALWAYS, SETTINGS, SOMETIMES, as_json, figures
 from benchmarks.staleness_table import Results, idle_of, markdown_table, text_table
 from benchmarks.trial import (
     HOLDOUT,

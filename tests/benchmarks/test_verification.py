@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.systems.verification import Array, WrongResult, check_sums
+from benchmarks.systems.verification import Array, WrongResult, check_descent, check_sums
 
 
 class Tensor:
@@ -28,3 +28,10 @@ def test_server_that_adds_passes() -> None:
 def test_server_that_does_not_add_is_found_out(scale: float) -> None:
     with pytest.raises(WrongResult, match="not the sum"):
         check_sums(Tensor(1000, scale), 1000)
+
+
+def test_a_server_that_descends_passes_and_one_that_does_not_is_found_out() -> None:
+    check_descent(Tensor(1000, scale=-0.5), 1000)
+    for scale in (0.0, 1.0):
+        with pytest.raises(WrongResult, match="did not move against the gradient"):
+            check_descent(Tensor(1000, scale), 1000)

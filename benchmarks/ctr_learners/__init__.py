@@ -1,0 +1,1 @@
+"""Who learns clicks in the ctr benchmark, one a file; `registry` lists them."""

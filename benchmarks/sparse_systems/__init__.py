@@ -1,0 +1,1 @@
+"""What the sparse benchmark measures, one system a file; `registry` lists them."""

@@ -13,7 +13,7 @@ from protocol.compression.halves import NARROWER, widen
 from protocol.compression.keys import decode_keys, keys_part, values_part
 from protocol.connection import Array
 from protocol.errors import BadTensor, UnknownKeys
-from protocol.messages import Pull, PushPull, Step
+from protocol.messages import Pull, Push, PushPull, Step
 from protocol.tables import KEY_CACHE, KNOWN_FROM, Keys, Rows
 from protocol.tensors import DTYPES, Part
 from psserver.store.dense import DenseBlock
@@ -127,7 +127,10 @@ def check_parts(job: JobStore, known: KnownKeys, request: Step | Pull) -> None:
     Raises:
         UnknownTensor, BadTensor, UnknownKeys, BadRequest: naming the tensor.
     """
-    pushed = () if isinstance(request, Pull) else request.rows
+    pushed = () if type(request) is Pull else request.rows  # type: ignore[union-attr]
+    if not pushed and type(request) is not Pull and not _wanted(request):  # by far the most frequent
+        _check_dense(job, request.tensors, set(), 0)
+        return
     parts = list(request.tensors)
     expected: list[Part] = []
     arriving: set[str] = set()
@@ -200,8 +203,12 @@ def arrived(job: JobStore, known: KnownKeys, request: Step, arrays: Sequence[Arr
         UnknownTensor: a block has gone meanwhile.
     """
     dense = len(arrays)
-    if request.rows or _wanted(request):
-        dense -= _count(request.rows, 2) + _count(_wanted(request), 1)
+    if not request.rows and not _wanted(request):  # by far the most frequent
+        gradients = [
+            (job.block(part.name), array) for part, array in zip(request.tensors, arrays, strict=True)
+        ]
+        return Arrived(request, gradients, Asked(request.names) if type(request) is PushPull else _NOTHING)
+    dense -= _count(request.rows, 2) + _count(_wanted(request), 1)
     found: Gradients = [
         (job.block(part.name), array)
         for part, array in zip(request.tensors[:dense], arrays[:dense], strict=True)
@@ -223,6 +230,8 @@ def asked_in(job: JobStore, known: KnownKeys, request: PushPull | Pull, arrays: 
     Raises:
         BadRequest: keys that are none, or another shard's.
     """
+    if not request.wanted:
+        return Asked(request.names)
     found: list[WantedRows] = []
     for rows in request.wanted:
         block = _table(job, rows)
@@ -240,7 +249,7 @@ def _widened(block: SparseBlock, rows: Rows, values: Array) -> Array:
 
 
 def _wanted(request: Step | Pull) -> tuple[Rows, ...]:
-    return request.wanted if isinstance(request, Pull | PushPull) else ()
+    return () if type(request) is Push else request.wanted  # type: ignore[union-attr]
 
 
 def _count(all_rows: Sequence[Rows], most: int) -> int:

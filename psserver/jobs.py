@@ -131,7 +131,10 @@ class JobStore:
         worker = session.worker
         if worker is None or session.incarnation is None or not self.is_live(worker, session.incarnation):
             return None
-        return self.read.setdefault(worker, Backups(self.updates))
+        read = self.read.get(worker)
+        if read is None:
+            read = self.read[worker] = Backups(self.updates)
+        return read
 
     def is_live(self, worker: int, incarnation: int) -> bool:
         """Return whether this incarnation of a worker is one of the epoch."""

@@ -444,7 +444,8 @@ class Shard:
                 again = partial(self._answer_again, call, job, session, all_of_it, outcome)
                 self.journal.when_durable(again)
             return
-        self._meter.keys += sum([rows.keys for rows in request.rows])
+        if request.rows:
+            self._meter.keys += sum(rows.keys for rows in request.rows)
         numbered.admit(request.seq, fingerprint, call)
         call.admitted(numbered, request.seq, fingerprint)
         all_of_it = arrived(job, session.keys, request, arrays)
@@ -724,6 +725,9 @@ class Shard:
                 read.read(block)
         parts = [Part(b.name, b.spec.dtype, b.values.size) for b in blocks]
         arrays = [block.values for block in blocks]
+        if not asked.rows:  # by far the most frequent
+            call.reply(Pulled(job.updates, tuple(parts), clock), arrays)
+            return
         self._meter.keys += sum(one.keys.size for one in asked.rows)
         effort = sum([one.block.effort(one.keys.size) for one in asked.rows])
         if effort > LONG or any(one.block.lock.locked() for one in asked.rows):
@@ -820,7 +824,7 @@ def _check_names(job: JobStore, request: Pull | PushPull) -> None:
     Where only rows are wanted, the answer's header is shorter than the request's.
     """
     names = request.names
-    header = sum(len(rows.name.encode()) + len(rows.values) + _PART_OVERHEAD for rows in request.wanted)
+    header = sum([len(rows.name.encode()) + len(rows.values) + _PART_OVERHEAD for rows in request.wanted])
     for name in names:
         block = job.dense(name)
         header += len(name.encode()) + len(block.spec.dtype) + _PART_OVERHEAD

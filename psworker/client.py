@@ -82,6 +82,9 @@ _RETAIN: Final = 1 << 30
 _DESCRIBED: Final = 100
 """Tensors named in one request, so that its header stays below the limit with the longest names."""
 
+_NOTHING: Final = Outgoing()
+"""What a shard is sent of nothing; nobody adds to it."""
+
 _WATCH_EVERY: Final = 1.0  # seconds, for observers, who are told no heartbeat interval
 _GOODBYE_WITHIN: Final = 5.0  # seconds
 _UNWRITABLE_PAUSE: Final = 1.0  # seconds until a server that could not write its log is asked again
@@ -504,9 +507,9 @@ class Client:
         await self._ready()
         infos = await self._infos(names)
         pulls = plan_pull(infos, self._pool, self._rows, names if isinstance(names, Mapping) else {})
-        nothing, answers = Outgoing(), []
+        answers = []
         for shard, into in pulls.into.items():
-            rows = pulls.wanted.get(shard, nothing)
+            rows = pulls.wanted.get(shard, _NOTHING)
             pull = Pull(tuple(pulls.names.get(shard, ())), tuple(rows.rows), tuple(rows.parts))
             self._links[shard].check(rows.arrays)
             answers.append(self._links[shard].send(pull, rows.arrays, into))
@@ -578,13 +581,13 @@ class Client:
         # arrives all may have to end steps together, though no heartbeat has told yet.
         plan = plan_push(infos, gradients, self._rows, also_elsewhere=len(self._links) > 1)
         pulls = plan_pull(wanted, self._pool, self._rows, _keys_of(gradients, names))
-        step, nothing = self.clock, Outgoing()
+        step = self.clock
         if self._idle and not gradients:
             weight = 0.0
         sent = []
         for shard in range(len(self._links)):
-            out, names_there = plan.get(shard, nothing), tuple(pulls.names.get(shard, ()))
-            rows = pulls.wanted.get(shard, nothing)
+            out, names_there = plan.get(shard, _NOTHING), tuple(pulls.names.get(shard, ()))
+            rows = pulls.wanted.get(shard, _NOTHING)
             numbered = partial(_push_pull, out, names_there, rows, step, weight, done)
             arrays = out.arrays + rows.arrays if rows.arrays else out.arrays
             sent.append(_Numbered(shard, numbered, arrays, pulls.into.get(shard, ())))

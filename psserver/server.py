@@ -406,6 +406,7 @@ class Server:
                     continue
                 self._count_rejected("no_hello")
                 connection.abort()
+            self._shard.load()  # the rates are over what was read before
             self._shard.drop_rows()
             if self._settings.compiled:
                 self._shard.use_compiled()

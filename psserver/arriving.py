@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from protocol.compression.halves import NARROWER, widen
-from protocol.compression.keys import decode_keys, keys_part, values_part
+from protocol.compression.keys import decode_keys, parts_of_rows, parts_of_wanted
 from protocol.connection import Array
 from protocol.errors import BadTensor, UnknownKeys
 from protocol.messages import Pull, Push, PushPull, Step
@@ -132,15 +132,9 @@ def check_parts(job: JobStore, known: KnownKeys, request: Step | Pull) -> None:
         _check_dense(job, request.tensors, set(), 0)
         return
     parts = list(request.tensors)
-    expected: list[Part] = []
-    arriving: set[str] = set()
-    for rows in pushed:
-        block = _table(job, rows)
-        expected += _keys_expected(known, rows, arriving)
-        expected.append(values_part(rows, block.dim))
-    for rows in _wanted(request):
-        _table(job, rows)
-        expected += _keys_expected(known, rows, arriving)
+    dims = [_table(job, rows).dim for rows in (*pushed, *_wanted(request))]
+    expected = [*parts_of_rows(pushed, dims[: len(pushed)]), *parts_of_wanted(_wanted(request))]
+    _check_known(known, (*pushed, *_wanted(request)))
     dense = len(parts) - len(expected)
     if dense < 0 or parts[dense:] != expected:
         raise BadTensor(
@@ -182,14 +176,14 @@ def _table(job: JobStore, rows: Rows) -> SparseBlock:
     return block
 
 
-def _keys_expected(known: KnownKeys, rows: Rows, arriving: set[str]) -> list[Part]:
-    part = keys_part(rows)
-    if part is not None:
-        arriving.add(rows.digest)
-        return [part]
-    if rows.digest not in arriving and not known.has(rows):
-        known.get(rows)  # which says what is wrong
-    return []
+def _check_known(known: KnownKeys, all_rows: Sequence[Rows]) -> None:
+    """Refuse lists that are named, and neither remembered nor in the payload before."""
+    arriving: set[str] = set()
+    for rows in all_rows:
+        if rows.coding != "known":
+            arriving.add(rows.digest)
+        elif rows.digest not in arriving and not known.has(rows):
+            known.get(rows)  # which says what is wrong
 
 
 # --- with the payload

@@ -96,21 +96,36 @@ class Schedule:
     faults: tuple[Fault, ...]
 
     @classmethod
-    def random(cls, seed: int, faults: Sequence[Kind], count: int, over: float, targets: int = 1) -> Self:
+    def random(
+        cls,
+        seed: int,
+        faults: Sequence[Kind],
+        count: int,
+        over: float,
+        targets: int = 1,
+        surely: Sequence[Kind] = (),
+    ) -> Self:
         """Draw ``count`` faults of these kinds, from 0 to ``over`` (progress or seconds), on so many targets.
 
-        The same arguments give the same schedule.
+        The same arguments give the same schedule. Those of ``surely`` are among them, so that a short
+        schedule cannot miss what its test is about.
 
         Raises:
-            ValueError: there is no kind or target to draw, or ``count`` or ``over`` is negative.
+            ValueError: there is no kind or target to draw, ``count`` or ``over`` is negative, or fewer
+                faults are wanted than are to be there surely.
         """
-        for name, value, least in (("faults", len(faults), 1), ("targets", targets, 1), ("count", count, 0)):
+        for name, value, least in (
+            ("faults", len(faults), 1),
+            ("targets", targets, 1),
+            ("count", count, len(surely)),
+        ):
             if value < least:
                 raise ValueError(f"{name} must be {least} or more, not {value!r}")
         if not 0 <= over < math.inf:
             raise ValueError(f"over must be 0 or more, not {over!r}")
         rng = random.Random(seed)
-        drawn = [_draw(rng, rng.choice(faults), over, targets) for _ in range(count)]
+        kinds = [*surely, *(rng.choice(faults) for _ in range(count - len(surely)))]
+        drawn = [_draw(rng, kind, over, targets) for kind in kinds]
         return cls(seed, tuple(sorted(drawn, key=lambda fault: fault.at)))
 
     def __iter__(self) -> Iterator[Fault]:

@@ -28,7 +28,8 @@ SNAPSHOT = (CHECKPOINT, KILL, CHECKPOINT, KILL_IN_CHECKPOINT, KILL_ALL)
 
 
 async def nothing_acknowledged_is_lost(seed: int, faults: int, directory: Path) -> None:
-    schedule = Schedule.random(seed, LOG, faults, over=faults * EACH, targets=2)
+    kills = faults // 3
+    schedule = Schedule.random(seed, LOG, faults, over=faults * EACH, targets=2, surely=(KILL,) * kills)
     flags = ("--checkpoint-every", "1s")
     with RestartableCluster(directory, "log", flags=flags, apart=seed % 2 == 1) as cluster:
         await make_tensors(cluster)
@@ -44,7 +45,7 @@ async def nothing_acknowledged_is_lost(seed: int, faults: int, directory: Path) 
             pushers.history.outcomes(),
             happened,
             least_acknowledged=faults * EACH * 3 // 4,
-            least_faults={"kills": faults // 3},
+            least_faults={"kills": kills},
         )
         assert not reasons, f"vacuous: {reasons}\n{schedule}"
 
@@ -63,7 +64,9 @@ async def test_nothing_acknowledged_is_lost_over_and_over(
 
 
 async def it_goes_back_to_a_state_that_was(seed: int, faults: int, directory: Path) -> None:
-    schedule = Schedule.random(seed, SNAPSHOT, faults, over=faults * EACH, targets=2)
+    schedule = Schedule.random(
+        seed, SNAPSHOT, faults, over=faults * EACH, targets=2, surely=(CHECKPOINT, KILL)
+    )
     flags = ("--checkpoint-every", "0s", "--keep", "100")
     with RestartableCluster(directory, "snapshot", flags=flags, apart=seed % 2 == 1) as cluster:
         await make_tensors(cluster)

@@ -50,6 +50,12 @@ def test_seeds_differ_and_every_kind_and_target_is_drawn() -> None:
     assert {fault.target for fault in one} == {0, 1, 2}
 
 
+@given(st.integers(0, 1 << 64))
+def test_what_is_surely_among_them(seed: int) -> None:
+    schedule = Schedule.random(seed, [CUT], 3, over=10, surely=[CUT_AFTER, CUT_AFTER])
+    assert sorted(fault.kind for fault in schedule) == ["cut", "cut-after", "cut-after"]
+
+
 def test_a_schedule_says_what_makes_it_again() -> None:
     schedule = Schedule.random(77, [CUT, CUT_AFTER], 3, over=10)
     lines = str(schedule).splitlines()
@@ -63,6 +69,7 @@ def test_a_schedule_says_what_makes_it_again() -> None:
         ({"faults": []}, "faults must be 1 or more, not 0"),
         ({"targets": 0}, "targets must be 1 or more, not 0"),
         ({"count": -1}, "count must be 0 or more, not -1"),
+        ({"surely": [CUT, CUT]}, "count must be 2 or more, not 1"),
         ({"over": -1.0}, "over must be 0 or more, not -1"),
     ],
 )

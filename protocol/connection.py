@@ -202,6 +202,7 @@ class Connection(asyncio.BufferedProtocol):
         self._arriving_for: Pending | None = None
         self._paused = False
         self._owed = 0  # bytes of replies that are being made
+        self._full = False  # a server's peer must first read its replies
         self._ended: asyncio.Future[None] | None = None
         self._error: PSError | None = None  # why no more requests can be sent
 
@@ -302,9 +303,10 @@ class Connection(asyncio.BufferedProtocol):
         Else a peer could ask for any number of them before the first one waits to be read.
         """
         self._owed += nbytes
+        self._weigh()
         if nbytes < 0:
             self._read_on()
-        elif self._is_full and self._transport is not None:
+        elif self._full and self._transport is not None:
             self._transport.pause_reading()
 
     @property
@@ -372,12 +374,14 @@ class Connection(asyncio.BufferedProtocol):
     def pause_writing(self) -> None:
         """Hold further requests back; a server reads no more of them either."""
         self._paused = True
+        self._weigh()
         if self._server and self._transport is not None:
             self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         """Go on."""
         self._paused = False
+        self._weigh()
         while self._queue and not self._paused:
             request_id, header, pending = self._queue.popleft()
             if pending is not None:
@@ -387,15 +391,14 @@ class Connection(asyncio.BufferedProtocol):
 
     def _read_on(self) -> None:
         """Act on what a server has not looked at while it owed too much, and read more."""
-        if self._server and self._transport is not None and not self._is_full:
+        if self._server and self._transport is not None and not self._full:
             self._process()
-            if not self._is_full and self._error is None and self._transport is not None:
+            if not self._full and self._error is None and self._transport is not None:
                 self._transport.resume_reading()
 
-    @property
-    def _is_full(self) -> bool:
-        """Whether a server's peer must first read its replies."""
-        return self._server and (self._paused or self._owed > _QUEUED)
+    def _weigh(self) -> None:
+        """See whether a server's peer must first read its replies."""
+        self._full = self._server and (self._paused or self._owed > _QUEUED)
 
     # --- receiving
 
@@ -403,7 +406,7 @@ class Connection(asyncio.BufferedProtocol):
         """Act on what has arrived, up to where a server's peer must first read its replies."""
         reader = self._reader
         try:
-            while self._error is None and not self._is_full:
+            while self._error is None and not self._full:
                 event = reader.next_event()
                 if event is None:
                     return

@@ -13,6 +13,7 @@ import dataclasses
 import types
 from collections.abc import Callable
 from functools import lru_cache
+from operator import attrgetter
 from typing import Annotated, Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from protocol.errors import BadRequest, shorten
@@ -211,14 +212,25 @@ def _field_encoders(cls: Any) -> list[tuple[str, Encode | None]]:
 
 def array_encoder(cls: Any) -> Encode:
     """Return a function that makes of a ``cls`` the array of its fields."""
-    encoders = _field_encoders(cls)
+    encoders = [plain for _, plain in _field_encoders(cls)]
+    items = _items_of(cls)
+    if not any(encoders):
+        return lambda value: list(items(value))
 
     def encode(value: Any) -> list[Any]:
         return [
-            getattr(value, name) if plain is None else plain(getattr(value, name)) for name, plain in encoders
+            item if plain is None else plain(item) for plain, item in zip(encoders, items(value), strict=True)
         ]
 
     return encode
+
+
+def _items_of(cls: Any) -> Callable[[Any], tuple[Any, ...]]:
+    """Return a function that returns the values of all fields."""
+    names = [f.name for f in dataclasses.fields(cls)]
+    if len(names) > 1:
+        return attrgetter(*names)
+    return lambda value: tuple(getattr(value, name) for name in names)
 
 
 def encoder(cls: type[T]) -> Callable[[T], dict[str, Any]]:
@@ -231,10 +243,11 @@ def encoder(cls: type[T]) -> Callable[[T], dict[str, Any]]:
         for (name, plain), f in zip(_field_encoders(cls), dataclasses.fields(cls), strict=True)  # type: ignore[arg-type]
     ]
 
+    items = _items_of(cls)
+
     def encode(message: T) -> dict[str, Any]:
         found = {}
-        for name, plain, left_out in fields:
-            value = getattr(message, name)
+        for (name, plain, left_out), value in zip(fields, items(message), strict=True):
             if value is not left_out:
                 found[name] = value if plain is None else plain(value)
         return found

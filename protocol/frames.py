@@ -109,6 +109,9 @@ class FrameReader:
         Raises:
             ValueError: the segments' lengths do not add up to the payload's.
         """
+        if len(segments) == 1 and not isinstance(segments[0], int) and len(segments[0]) == self._missing:
+            self._segments = list(segments)  # the usual case
+            return
         lengths = [s if isinstance(s, int) else len(s) for s in segments]
         if sum(lengths) != self._missing:
             raise ValueError(f"segments hold {sum(lengths)} bytes, the payload has {self._missing}")
@@ -132,6 +135,10 @@ class FrameReader:
     def _head(self) -> Head | None:
         available = self._end - self._start
         if available < PRELUDE.size:
+            if not available:  # the usual case behind a frame
+                self._start = self._end = 0
+                self._need = PRELUDE.size
+                return None
             self._check_magic(min(available, len(MAGIC)))
             self._need = PRELUDE.size
             return None

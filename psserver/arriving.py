@@ -128,8 +128,9 @@ def check_parts(job: JobStore, known: KnownKeys, request: Step | Pull) -> None:
         UnknownTensor, BadTensor, UnknownKeys, BadRequest: naming the tensor.
     """
     pushed = () if type(request) is Pull else request.rows  # type: ignore[union-attr]
-    if not pushed and type(request) is not Pull and not _wanted(request):  # by far the most frequent
-        _check_dense(job, request.tensors, set(), 0)
+    if not pushed and not _wanted(request) and (type(request) is not Pull or not request.tensors):
+        if request.tensors:  # by far the most frequent
+            _check_dense(job, request.tensors, set())
         return
     parts = list(request.tensors)
     dims = [_table(job, rows).dim for rows in (*pushed, *_wanted(request))]
@@ -144,12 +145,13 @@ def check_parts(job: JobStore, known: KnownKeys, request: Step | Pull) -> None:
         )
     if type(request) is Pull and dense:
         raise BadTensor("a pull carries keys alone", field="tensors", value=parts[:4])
-    _check_dense(job, parts[:dense], {rows.name for rows in pushed}, len(pushed))
-
-
-def _check_dense(job: JobStore, parts: Sequence[Part], seen: set[str], pushed: int) -> None:
-    if len(seen) != pushed:
+    seen = {rows.name for rows in pushed}
+    if len(seen) != len(pushed):
         raise BadTensor("a table is pushed once in a request", field="rows", value=sorted(seen))
+    _check_dense(job, parts[:dense], seen)
+
+
+def _check_dense(job: JobStore, parts: Sequence[Part], seen: set[str]) -> None:
     for part in parts:
         block = job.block(part.name)
         if isinstance(block, SparseBlock):

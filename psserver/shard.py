@@ -76,6 +76,9 @@ _RETAIN: Final = 2 * 1024**3
 _LABELLED_JOBS: Final = 100
 """Jobs with a metric label of their own: no label takes an unbounded number of values."""
 
+_FIT: Final = 64
+"""Tensors that a reply's header has room for, whatever their names."""
+
 _PART_OVERHEAD: Final = 32
 """Bytes of a tensor in a reply's header beside its name and dtype, and of all else there: at most so many."""
 
@@ -369,7 +372,7 @@ class Shard:
         job = self._job(session)
         check_parts(job, session.keys, request)
         self._check_asked(job, request)
-        return self._allocate(request.tensors)
+        return self._allocate(request.tensors) if request.tensors else ()
 
     def _check_asked(self, job: JobStore, request: Pull | PushPull) -> None:
         """Refuse to be asked for what cannot be sent back, before anything is done for it."""
@@ -481,8 +484,7 @@ class Shard:
             work = self._contribute(call, job, session, taken, arrived)
             self._spawn(call.answer_with(self._under_way(job, work)))
             return
-        busy = any(block.lock.locked() for block, _ in arrived.gradients)
-        if busy or job.applying or _is_long(arrived):  # after what came before it
+        if job.applying or _takes_time(arrived):  # after what came before it
             later = self._apply_later(call, job, session, taken, arrived)
             self._spawn(call.answer_with(self._under_way(job, later)))
             return
@@ -494,7 +496,7 @@ class Shard:
         ]
         for block, version in changes:
             block.swap(version)
-        self._applied(call, job, session, taken, arrived, changes)
+        self._applied(call, job, session, taken, arrived, changes, read)
 
     def _moment(self, job: JobStore, read: Backups, arrived: Arrived) -> Moment:
         return Moment(arrived.request.step, float(job.updates - read.seen), self._clock())
@@ -568,7 +570,7 @@ class Shard:
             ]
             job.worker(session)  # nothing of a worker is applied once it is out
             await swap_all(changes, self._threads)
-            self._applied(call, job, session, taken, arrived, changes)
+            self._applied(call, job, session, taken, arrived, changes, read)
 
     def _applied(
         self,
@@ -578,10 +580,13 @@ class Shard:
         taken: Taken,
         arrived: Arrived,
         changes: Changes,
+        read: Backups,
     ) -> None:
-        """Take note of what was swapped in, all of a push or nothing; acknowledge it when it is durable."""
+        """Take note of what was swapped in, all of a push or nothing; acknowledge it when it is durable.
+
+        ``read`` is what the worker had read before.
+        """
         request = arrived.request
-        read = _read(job, session)
         self._metrics.updates_missed.observe(float(job.updates - read.seen))
         job.updates += 1
         read.seen += 1  # its own update is none that it has not seen
@@ -807,10 +812,12 @@ def _check_table(request: Init) -> None:
         )
 
 
-def _is_long(arrived: Arrived) -> bool:
-    """Return whether a push has to leave the event loop for threads."""
+def _takes_time(arrived: Arrived) -> bool:
+    """Return whether a push has to wait for others, or to leave the event loop for threads."""
     dense, rows = 0, 0.0
     for block, gradient in arrived.gradients:
+        if block.lock.locked():
+            return True
         if isinstance(block, SparseBlock):
             rows += block.effort(gradient.keys.size)
         else:
@@ -824,11 +831,15 @@ def _check_names(job: JobStore, request: Pull | PushPull) -> None:
     Where only rows are wanted, the answer's header is shorter than the request's.
     """
     names = request.names
-    header = sum([len(rows.name.encode()) + len(rows.values) + _PART_OVERHEAD for rows in request.wanted])
-    for name in names:
-        block = job.dense(name)
-        header += len(name.encode()) + len(block.spec.dtype) + _PART_OVERHEAD
-    if header > MAX_HEADER - _PART_OVERHEAD:
+    blocks = [job.dense(name) for name in names]
+    if len(blocks) + len(request.wanted) > _FIT and _header(blocks, request) > MAX_HEADER - _PART_OVERHEAD:
         raise BadRequest("name fewer tensors in one request", field="names", value=f"{len(names)} names")
     if len(names) > 1 and len(set(names)) != len(names):
         raise BadRequest("a tensor is named once in a request", field="names", value=names)
+
+
+def _header(blocks: Sequence[DenseBlock], request: Pull | PushPull) -> int:
+    """Return the bytes in a reply's header, at most, of blocks and of the rows that are wanted."""
+    names = [(block.name, block.spec.dtype) for block in blocks]
+    names += [(rows.name, rows.values) for rows in request.wanted]
+    return sum(len(name.encode()) + len(dtype) + _PART_OVERHEAD for name, dtype in names)

@@ -511,7 +511,8 @@ class Client:
         for shard, into in pulls.into.items():
             rows = pulls.wanted.get(shard, _NOTHING)
             pull = Pull(tuple(pulls.names.get(shard, ())), tuple(rows.rows), tuple(rows.parts))
-            self._links[shard].check(rows.arrays)
+            if rows.arrays:
+                self._links[shard].check(rows.arrays)
             answers.append(self._links[shard].send(pull, rows.arrays, into))
         await self._answers(answers)
         return pulls.finish(self._pool)
@@ -663,12 +664,14 @@ class Client:
 
     async def _taken(self, sent: Sequence[_Numbered], answers: list[Answer]) -> list[Any]:
         """Await the answers to pushes; what a server refuses because its disk is full is sent again later."""
-        deadline, joined = asyncio.get_running_loop().time() + self._reconnect_for, self.joined
+        deadline, joined = math.inf, self.joined
         while True:
             try:
                 return await self._answers(answers)
             except LogUnwritable as error:
-                if asyncio.get_running_loop().time() > deadline:
+                now = asyncio.get_running_loop().time()
+                deadline = min(deadline, now + self._reconnect_for)
+                if now >= deadline:
                     raise
                 _log.warning("%s; trying for %g s", error, self._reconnect_for)
                 await asyncio.sleep(_UNWRITABLE_PAUSE)

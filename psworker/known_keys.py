@@ -23,7 +23,12 @@ Keyed = Pull | Push | PushPull
 
 def names_keys(request: Request) -> bool:
     """Return whether a request names keys of tables."""
-    return bool(getattr(request, "rows", ()) or getattr(request, "wanted", ()))
+    kind = type(request)
+    if kind is Push:
+        return bool(request.rows)  # type: ignore[union-attr]
+    if kind is PushPull:
+        return bool(request.rows or request.wanted)  # type: ignore[union-attr]
+    return kind is Pull and bool(request.wanted)  # type: ignore[union-attr]
 
 
 class KnownKeys:

@@ -184,7 +184,8 @@ class Link(RefuseAll):
         Raises:
             FrameTooLarge: it is above the server's limit.
         """
-        length = payload_length([array.nbytes for array in arrays])
+        one = len(arrays) == 1
+        length = arrays[0].nbytes if one else payload_length([array.nbytes for array in arrays])
         if length > self._max_frame:
             raise FrameTooLarge(
                 f"{self._name} takes at most {self._max_frame} bytes at once (--max-frame); "

@@ -7,7 +7,10 @@ TESTERS := 3
 # Hundreds of processes are started by the tests: none of them is to compile the project anew.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: help demo test faults failpoints check bench clean
+# Seconds that `make fuzz` gives to each of the readers that it tries.
+FUZZ_SECONDS := 60
+
+.PHONY: help demo test faults failpoints fuzz hostile check bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -19,11 +22,18 @@ test: .venv/dev.stamp ## the whole test suite
 	$(BIN)/pytest -n $(TESTERS) --dist loadgroup
 
 faults: .venv/dev.stamp ## what dies, hangs and breaks, for many seeds: about half an hour
-	$(BIN)/pytest tests/faults tests/integration tests/benchmarks -m "long or not long" --timeout 600 \
+	$(BIN)/pytest tests/faults tests/integration tests/benchmarks tests/deploy -m "long or not long" --timeout 600 \
 	  --ignore tests/faults/test_failpoints.py
+	$(BIN)/pytest tests/psserver tests/psworker -m long
 
 failpoints: .venv/dev.stamp ## servers that die at each named place, 20 times: about half an hour
 	$(BIN)/pytest tests/faults/test_failpoints.py -m long -n 2
+
+fuzz: .venv/fuzz.stamp ## bytes that a reader might trip over, for FUZZ_SECONDS each: ten minutes
+	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
+
+hostile: .venv/dev.stamp ## 10,000 hostile connections, and what they cost a server and its clients
+	$(BIN)/python -m benchmarks hostile
 
 check: .venv/dev.stamp ## format, lint, types, import directions
 	$(BIN)/ruff format --check .
@@ -51,3 +61,7 @@ clean: ## forget what was installed and cached
 	@echo "installing into .venv (first time only) ..."
 	@$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $@ .venv/demo.stamp
+
+.venv/fuzz.stamp: .venv/dev.stamp
+	@$(PIP) install -c constraints.txt -e '.[dev,fuzz]'
+	@touch $@

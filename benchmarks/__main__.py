@@ -8,10 +8,14 @@ from benchmarks import (
     dense,
     durability,
     heartbeats,
+    hostile,
     optimizers,
     pushes_per_second,
+    screenshots,
+    sizing,
     sparse,
     staleness,
+    tls,
 )
 
 BENCHMARKS = {
@@ -20,10 +24,14 @@ BENCHMARKS = {
     "dense": dense.main,
     "durability": durability.main,
     "heartbeats": heartbeats.main,
+    "hostile": hostile.main,
     "optimizers": optimizers.main,
+    "screenshots": screenshots.main,
+    "sizing": sizing.main,
     "small-pushes": pushes_per_second.main,
     "sparse": sparse.main,
     "staleness": staleness.main,
+    "tls": tls.main,
 }
 
 

@@ -131,12 +131,13 @@ def _run(crowd: Crowd, parent: Connection) -> None:
 async def _live(crowd: Crowd, parent: Connection) -> None:
     loop = asyncio.get_running_loop()
     failure: asyncio.Future[None] = loop.create_future()
-    workers = []
+    workers, greetings = [], []
     for number in range(crowd.first, crowd.first + crowd.count):
         made = partial(SimulatedWorker, f"simulated-{number}", crowd.total, failure)
         _, worker = await loop.create_connection(made, *crowd.address)
         workers.append(worker)
-    await _all(failure, [worker.greet() for worker in workers])
+        greetings.append(worker.greet())  # at once: a server has no patience with crowds of strangers
+    await _all(failure, greetings)
     parent.send("greeted")
     await asyncio.to_thread(parent.recv)
     await _all(failure, [worker.join() for worker in workers])

@@ -25,6 +25,14 @@ def scrape(address: str) -> str:
     return page.decode()
 
 
+def counter(page: str, name: str) -> float:
+    """Return the counter `name` (without `_total`) of a page.
+
+    Raises KeyError where the page has none of that name.
+    """
+    return next(sample.value for sample in _samples(page, name) if sample.name == f"{name}_total")
+
+
 def histogram(page: str, name: str) -> Observed:
     """Return the histogram `name` of a page; without labels, and of zeros while nothing was observed.
 

@@ -10,10 +10,11 @@ import asyncio
 import fcntl
 import itertools
 import socket as socket_module
+import ssl
 import sys
 import termios
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from socket import IPPROTO_TCP, SO_KEEPALIVE, SOL_SOCKET
 from typing import Any, Final, Protocol, cast
@@ -45,6 +46,7 @@ from protocol.messages import (
     encode_request,
 )
 from protocol.tensors import DTYPES, Part, payload_length, segments, write_buffers
+from protocol.tls_layer import TLSLayer
 
 __all__ = [
     "Answer",
@@ -76,8 +78,14 @@ _UNASKED: Final = 64 * 1024 * 1024
 _LONGEST_ID: Final = 1 << 63
 """An id that takes as many bytes as any."""
 
-_KEEPALIVE: Final = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
-"""Seconds of silence before the kernel asks, between two such questions, and how many go unanswered."""
+_KEEPALIVE: Final = {
+    "TCP_KEEPIDLE": 15,
+    "TCP_KEEPINTVL": 5,
+    "TCP_KEEPCNT": 3,
+    "TCP_USER_TIMEOUT": 30_000,
+}
+"""Seconds of silence before the kernel asks, between two such questions, and how many go unanswered; and
+milliseconds after which it gives up on what it has sent and nobody has confirmed, or has room for."""
 
 
 class Handler(Protocol):
@@ -164,8 +172,10 @@ class Connection(asyncio.BufferedProtocol):
         peer: the peer's address, for logs.
         session: whatever the handler keeps about the peer.
         greeted: whether the peer has said hello; kept by the handler.
+        expects: if not empty, the only operations that are looked at; kept by the handler.
         opened: the loop's time at which the connection was made.
         received: bytes received on it.
+        awaited: answers to the peer that take their time, and are being worked on; kept by the handler.
         resend: requests that are unanswered when the connection is lost do not fail: the handler takes them
             with ``take_unanswered`` and sends them again elsewhere.
     """
@@ -181,8 +191,10 @@ class Connection(asyncio.BufferedProtocol):
         self.peer = ""
         self.session: Any = None
         self.greeted = False
+        self.expects: Collection[str] = ()
         self.opened = 0.0
         self.received = 0
+        self.awaited = 0
         self._sent = 0
         self.resend = False
         self._handler = handler
@@ -279,6 +291,35 @@ class Connection(asyncio.BufferedProtocol):
         return self.received + self._sent - waiting
 
     @property
+    def is_amid_frame(self) -> bool:
+        """Whether the rest of a frame that the peer has begun to send is waited for."""
+        return self._reader.is_amid and not self._full
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that wait here, as the kernel takes no more of them; 0 once the connection has ended."""
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+
+    @property
+    def drained(self) -> int:
+        """Bytes that the kernel has taken so far."""
+        return self._sent - self.unsent
+
+    def limit_unsent(self, most: int | None = None) -> None:
+        """Have a server read no further requests while more than so many bytes wait; None: the usual."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.set_write_buffer_limits(high=_QUEUED if most is None else most)
+
+    def accept(self, max_payload: int, max_header: int = MAX_HEADER) -> None:
+        """Change how long the payloads and headers of the frames to come may be."""
+        self._reader.accept(max_payload, max_header)
+
+    @property
+    def channel(self) -> bytes:
+        """What proofs on this connection are bound to: of the server's certificate; empty without TLS."""
+        return self._transport.channel if isinstance(self._transport, TLSLayer) else b""
+
+    @property
     def error(self) -> PSError | None:
         """Why nothing can be sent any more; None while it can."""
         return self._error
@@ -365,6 +406,9 @@ class Connection(asyncio.BufferedProtocol):
             self._unanswered = self._under_way()
             self._pending.clear()
             self._queue.clear()
+        if isinstance(exc, PSError):
+            self._handler.refused(self, "", exc)
+            self._end(exc)
         self._end(ConnectionLost(f"the connection to {self.peer} ended" + (f": {exc}" if exc else "")))
         self._transport = None  # asyncio's own raises when it is aborted once more
         if self._ended is not None and not self._ended.done():
@@ -437,6 +481,8 @@ class Connection(asyncio.BufferedProtocol):
                 if pending is not None:
                     message, arrays = self._begin_reply(header, pending, head.payload)
             else:
+                if self.expects and op not in self.expects:
+                    raise BadRequest("the first request of a connection is hello", field="op", value=op)
                 message = decode_request(header)
                 _check_payload(getattr(message, "tensors", ()), head.payload)
                 arrays = self._handler.prepare(self, message)
@@ -533,7 +579,7 @@ class Connection(asyncio.BufferedProtocol):
     def _end(self, reason: PSError) -> None:
         if self._error is not None:
             return
-        self._error = reason
+        self._error = reason.with_traceback(None)  # whose frames would hold this connection
         for pending in self._under_way():
             self._settle(pending, reason)
         self._pending.clear()
@@ -612,14 +658,24 @@ async def dial(
     *,
     max_payload: int,
     traffic: Traffic,
+    tls: ssl.SSLContext | None = None,
 ) -> Connection:
-    """Connect to a server.
+    """Connect to a server, through TLS if there is a context for it.
 
     Raises:
         OSError: nobody answers there.
+        Unauthenticated: its certificate is not the right one, or it speaks no TLS.
     """
     loop = asyncio.get_running_loop()
-    _, made = await loop.create_connection(
-        lambda: Connection(handler, max_payload=max_payload, traffic=traffic), host, port
-    )
+    made = Connection(handler, max_payload=max_payload, traffic=traffic)
+    if tls is None:
+        await loop.create_connection(lambda: made, host, port)
+        return made
+    layer = TLSLayer(made, tls, host=host)
+    try:
+        await loop.create_connection(lambda: layer, host, port)
+        await layer.established()
+    except BaseException:
+        layer.abort()
+        raise
     return made

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, Final, Generic, TypeVar
 
 import msgpack
 import numpy as np
 import numpy.typing as npt
 
-from protocol.fields import array_decoder, array_encoder
+from protocol.fields import Decode, Encode, array_decoder, array_encoder
 from protocol.messages import Catalogue, Epoch, LoadPlan, SavedFiles, unpack
 from protocol.status import ClusterStatus, Waits
 from protocol.tensors import Part
@@ -30,9 +31,16 @@ class Document(Generic[T]):
     """
 
     def __init__(self, cls: type[T], name: str) -> None:
-        self._to_plain = array_encoder(cls)
-        self._from_plain = array_decoder(cls)
+        self._cls = cls
         self._name = name
+
+    @cached_property
+    def _to_plain(self) -> Encode:  # made when needed: no process has a use for all documents
+        return array_encoder(self._cls)
+
+    @cached_property
+    def _from_plain(self) -> Decode:
+        return array_decoder(self._cls)
 
     def parts(self, payload: npt.NDArray[np.uint8]) -> tuple[Part, ...]:
         """Return the ``tensors`` of the message that carries ``payload``."""

@@ -18,6 +18,9 @@ PSError
 │   ├── Fenced               this incarnation of the worker is out: dead, replaced, or it has left
 │   ├── OutOfOrder           a push before this one is missing, or this one is too old to be remembered
 │   └── Conflict             the same sequence number came with another content
+├── AccessError          the peer may not do this, whoever it says it is
+│   ├── Unauthenticated      it has not proven that it knows a token, or not shown the right certificate
+│   └── Forbidden            its role does not include this request
 └── ClusterError         the request may be right, the cluster cannot carry it out
     ├── ConnectionLost       the connection ended before the reply (raised at the client only)
     ├── Unreachable          no server answered at the address (raised at the client only)
@@ -35,6 +38,7 @@ import reprlib
 from typing import ClassVar, Final
 
 __all__ = [
+    "AccessError",
     "BadFrame",
     "BadRequest",
     "BadTensor",
@@ -44,6 +48,7 @@ __all__ = [
     "Conflict",
     "ConnectionLost",
     "Fenced",
+    "Forbidden",
     "FrameTooLarge",
     "InternalError",
     "JobMismatch",
@@ -56,6 +61,7 @@ __all__ = [
     "RequestError",
     "ShuttingDown",
     "SpecMismatch",
+    "Unauthenticated",
     "UnknownJob",
     "UnknownKeys",
     "UnknownTensor",
@@ -203,6 +209,24 @@ class Conflict(RequestError):
     """A sequence number that was used before, for another content."""
 
     code = "CONFLICT"
+
+
+class AccessError(PSError):
+    """The peer may not do this, or cannot be believed to be who it says it is."""
+
+    code = "ACCESS_ERROR"
+
+
+class Unauthenticated(AccessError):
+    """One end has not proven to the other who it is; the connection is closed."""
+
+    code = "UNAUTHENTICATED"
+
+
+class Forbidden(AccessError):
+    """The request is for another role than that of the token which the peer has proven."""
+
+    code = "FORBIDDEN"
 
 
 class ClusterError(PSError):

@@ -12,13 +12,15 @@ from __future__ import annotations
 import dataclasses
 import types
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache, lru_cache
 from operator import attrgetter
 from typing import Annotated, Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from protocol.errors import BadRequest, shorten
 
 __all__ = [
+    "Decode",
+    "Encode",
     "Name",
     "Positive",
     "array_decoder",
@@ -136,8 +138,13 @@ def _of_type(hint: Any) -> Decode:
     raise TypeError(f"no wire form for {hint!r}")
 
 
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls, include_extras=True)
+
+
 def _field_decoders(cls: type) -> list[tuple[str, Decode]]:
-    hints = get_type_hints(cls, include_extras=True)
+    hints = _hints(cls)
     return [(f.name, _of_type(hints[f.name])) for f in dataclasses.fields(cls)]
 
 
@@ -206,7 +213,7 @@ def _plain(hint: Any) -> Encode | None:
 
 
 def _field_encoders(cls: Any) -> list[tuple[str, Encode | None]]:
-    hints = get_type_hints(cls, include_extras=True)
+    hints = _hints(cls)
     return [(f.name, _plain(hints[f.name])) for f in dataclasses.fields(cls)]
 
 

@@ -24,6 +24,7 @@ from protocol.errors import BadFrame, FrameTooLarge, VersionMismatch, WireError
 __all__ = [
     "DIRECT",
     "END",
+    "HELLO_HEADER",
     "MAGIC",
     "MAX_HEADER",
     "PRELUDE",
@@ -38,6 +39,9 @@ MAGIC: Final = b"APS\x01"
 VERSION: Final = 1
 PRELUDE: Final = struct.Struct("<4sHHIQ")
 MAX_HEADER: Final = 64 * 1024
+HELLO_HEADER: Final = 4 * 1024
+"""Bytes of the longest header of who has not been let in yet; a payload has none then."""
+
 DIRECT: Final = 16 * 1024
 """Bytes from which on a piece of a payload is received into its place and not through the scratch
 buffer: below it, one more system call costs more than copying."""
@@ -45,6 +49,7 @@ buffer: below it, one more system call costs more than copying."""
 Segment = memoryview | int
 """Where a piece of a payload goes; a number is that many bytes to throw away."""
 
+_TLS: Final = (b"\x15\x03", b"\x16\x03")  # how a TLS alert and a TLS handshake begin
 _OURS: Final = (MAGIC, VERSION, 0)
 
 
@@ -69,14 +74,16 @@ class FrameReader:
 
     Args:
         max_payload: largest payload accepted, in bytes. Checked before anything is allocated.
+        max_header: longest header accepted, in bytes.
 
     Every frame yields ``Head`` and then ``END``. Between the two of a frame with a payload the owner must
     call ``receive_into``. ``WireError`` ends the stream: the reader must not be used afterwards.
     """
 
-    def __init__(self, max_payload: int) -> None:
+    def __init__(self, max_payload: int, max_header: int = MAX_HEADER) -> None:
         self._max_payload = max_payload
-        self._scratch = memoryview(bytearray(DIRECT))
+        self._max_header = max_header
+        self._scratch = memoryview(bytearray(min(DIRECT, PRELUDE.size + max_header)))
         self._start = 0  # scratch[start:end] has arrived and is not consumed
         self._end = 0
         self._need = 0  # bytes that the scratch must be able to hold in one piece
@@ -84,6 +91,21 @@ class FrameReader:
         self._missing = 0  # bytes of the current payload that are not in place yet
         self._segments: list[Segment] = []  # what is still to be filled, last first
         self._direct = False  # the buffer handed out last was the payload's own
+
+    def accept(self, max_payload: int, max_header: int = MAX_HEADER) -> None:
+        """Change how long the payloads and headers of the frames to come may be."""
+        self._max_payload = max_payload
+        self._max_header = max_header
+        if len(self._scratch) < DIRECT:
+            kept = self._scratch[self._start : self._end]
+            self._scratch = memoryview(bytearray(DIRECT))
+            self._scratch[: len(kept)] = kept
+            self._start, self._end = 0, len(kept)
+
+    @property
+    def is_amid(self) -> bool:
+        """Whether a frame has begun to arrive, and is not all there."""
+        return self._open or self._end > self._start
 
     def get_buffer(self) -> memoryview:
         """Return where the next bytes from the peer are to be written; never empty."""
@@ -143,7 +165,7 @@ class FrameReader:
             self._need = PRELUDE.size
             return None
         magic, version, flags, header, payload = PRELUDE.unpack_from(self._scratch, self._start)
-        if (magic, version, flags) != _OURS or header > MAX_HEADER or payload > self._max_payload:
+        if (magic, version, flags) != _OURS or header > self._max_header or payload > self._max_payload:
             raise self._refusal(version, flags, header, payload)
         self._need = PRELUDE.size + header
         if available < self._need:
@@ -163,14 +185,22 @@ class FrameReader:
             return VersionMismatch(text, field="version", value=version)
         if flags:
             return BadFrame("no flag is defined in version 1", field="flags", value=flags)
-        if header > MAX_HEADER:
-            text = f"a header has at most {MAX_HEADER} bytes"
+        if header > self._max_header:
+            text = f"a header has at most {self._max_header} bytes{self._until_greeted}"
             return FrameTooLarge(text, field="header length", value=header)
-        text = f"a payload has at most {self._max_payload} bytes here (--max-frame)"
+        limit = "" if self._until_greeted else " (--max-frame)"
+        text = f"a payload has at most {self._max_payload} bytes here{limit}{self._until_greeted}"
         return FrameTooLarge(text, field="payload length", value=payload)
+
+    @property
+    def _until_greeted(self) -> str:
+        return "" if self._max_header == MAX_HEADER else " before the hello is answered"
 
     def _check_magic(self, count: int) -> None:
         begin = bytes(self._scratch[self._start : self._start + count])
+        if begin[:2] in _TLS:
+            text = "this is TLS, which this end was not told to speak (--tls-cert at servers, else --tls-ca)"
+            raise BadFrame(text, field="tls", value=begin)
         if begin != MAGIC[:count]:
             raise BadFrame("this is not the asyncps protocol", field="magic", value=begin)
 

@@ -29,9 +29,11 @@ __all__ = [
     "Announce",
     "Attach",
     "Attached",
+    "Auth",
     "Beat",
     "Block",
     "Catalogue",
+    "Challenge",
     "Checkpoint",
     "Checkpointed",
     "Completed",
@@ -117,6 +119,16 @@ def _check_kind(value: object, field: str) -> None:
         raise BadRequest("a lease is for train or evaluate", field=field, value=value)
 
 
+def _check_hex(value: object, field: str) -> None:
+    text: str = value  # type: ignore[assignment]
+    if len(text) != _HEX or not set(text) <= set("0123456789abcdef"):
+        raise BadRequest(f"expected {_HEX} hexadecimal digits in lower case", field=field, value=text)
+
+
+_HEX: Final = 64
+"""Digits of a nonce or a proof: both have 32 bytes."""
+
+Hex = Annotated[str, _check_hex]
 Staleness = Annotated[float, _check_staleness]
 Weight = Annotated[float, check_weight]
 WorkKind = Annotated[str, _check_kind]
@@ -291,7 +303,8 @@ class Welcome:
     """``shard`` of ``shards`` answers, and takes frames with payloads up to ``max_frame`` bytes.
 
     Where the ``timeline`` is another than before, the state may be, too: tensors may have moved or gone.
-    The numbers of tables' rows may travel as any of ``values``.
+    The numbers of tables' rows may travel as any of ``values``. ``proof`` is there where the hello had one:
+    the server knows the token, too.
     """
 
     version: int
@@ -301,23 +314,35 @@ class Welcome:
     max_frame: int
     timeline: int = 0
     values: tuple[str, ...] = VALUES
+    proof: Hex | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """What the proof of this connection's hello has to be about, besides the client's own nonce."""
+
+    nonce: Hex
 
 
 @dataclass(frozen=True, slots=True)
 class Attached:
-    """The job's settings and every shard's address. The coordinator's is "": the one dialled."""
+    """The job's settings and every shard's address. The coordinator's is "": the one dialled.
+
+    ``timeline`` is as in ``Welcome``, of now: the connection may be older.
+    """
 
     job: Name
     shards: tuple[str, ...]
     staleness: float
     plan: Plan | None = None
+    timeline: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Joined:
     """The worker's identity, its first step, and the job's plan where there is one.
 
-    It sends ``heartbeat`` every ``heartbeat`` seconds.
+    It sends ``heartbeat`` every ``heartbeat`` seconds. ``timeline`` is as in ``Attached``.
     """
 
     job: Name
@@ -330,6 +355,7 @@ class Joined:
     epoch: int
     heartbeat: float
     plan: Plan | None = None
+    timeline: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,7 +372,7 @@ class ShardJoined:
     """The number that the joining server has from now on, in a cluster of that name.
 
     It sends ``shard_heartbeat`` every ``heartbeat`` seconds. Its state is of ``timeline`` from
-    now on, unless it ``loads``: then it is told what.
+    now on, unless it ``loads``: then it is told what. The coordinator's status page is on ``metrics_port``.
     """
 
     shard: int
@@ -355,6 +381,7 @@ class ShardJoined:
     heartbeat: float
     timeline: int = 0
     loads: bool = False
+    metrics_port: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -427,8 +454,21 @@ class Checkpointed:
 
 
 @dataclass(frozen=True, slots=True)
+class Auth:
+    """Before the hello, where there are tokens: the peer will prove that it knows one of this role."""
+
+    op: ClassVar[str] = "auth"
+    reply: ClassVar[type] = Challenge
+    role: Name
+    nonce: Hex
+
+
+@dataclass(frozen=True, slots=True)
 class Hello:
-    """The first request of every connection. It binds the connection to a job and a worker."""
+    """The first request of every connection. It binds the connection to a job and a worker.
+
+    Where there are tokens, ``auth`` comes before it, and ``proof`` is as in ``protocol.auth``.
+    """
 
     op: ClassVar[str] = "hello"
     reply: ClassVar[type] = Welcome
@@ -437,6 +477,7 @@ class Hello:
     job: Name | None = None
     worker: int | None = None
     incarnation: int | None = None
+    proof: Hex | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -819,14 +860,14 @@ class Install:
 
 Step = Push | PushPull
 Request = (
-    Hello | Ping | Init | Pull | Push | PushPull | Attach | Join | Leave | Heartbeat | Create | Initialised
-    | Describe | Lease | Finish | Set | Status | Checkpoint | Restore | Marker | Mark | JoinShard | ShardBeat
-    | Announce | Ended | Decide | Hold | Cut | Release | Saved | Completed | Load
+    Auth | Hello | Ping | Init | Pull | Push | PushPull | Attach | Join | Leave | Heartbeat | Create
+    | Initialised | Describe | Lease | Finish | Set | Status | Checkpoint | Restore | Marker | Mark
+    | JoinShard | ShardBeat | Announce | Ended | Decide | Hold | Cut | Release | Saved | Completed | Load
     | Install
 )  # fmt: skip
 Reply = (
-    Empty | Welcome | Attached | Joined | Beat | ShardJoined | Created | Described | Pushed | Pulled | Leased
-    | StatusReport | Checkpointed
+    Empty | Welcome | Challenge | Attached | Joined | Beat | ShardJoined | Created | Described | Pushed
+    | Pulled | Leased | StatusReport | Checkpointed
 )  # fmt: skip
 
 REQUESTS: Final[tuple[type[Request], ...]] = Request.__args__
@@ -852,12 +893,22 @@ class ErrorReply:
 
 _REPLIES: Final[tuple[type[Reply], ...]] = Reply.__args__
 _BY_OP: Final = {cls.op: cls for cls in REQUESTS}
-_DECODE: Final[dict[type, Callable[[dict[str, Any]], Any]]] = {
-    cls: decoder(cls) for cls in (*REQUESTS, *_REPLIES, ErrorReply)
-}
-_ENCODE: Final[dict[type, Callable[[Any], dict[str, Any]]]] = {
-    cls: encoder(cls) for cls in (*REQUESTS, *_REPLIES, ErrorReply)
-}
+
+
+class _MadeWhenNeeded(dict[type, Callable[[Any], Any]]):
+    """Codecs by class: to make all of them takes longer than most processes' first answer."""
+
+    def __init__(self, make: Callable[[type], Callable[[Any], Any]]) -> None:
+        super().__init__()
+        self._make = make
+
+    def __missing__(self, cls: type) -> Callable[[Any], Any]:
+        made = self[cls] = self._make(cls)
+        return made
+
+
+_DECODE: Final = _MadeWhenNeeded(decoder)
+_ENCODE: Final = _MadeWhenNeeded(encoder)
 _pack: Final[Callable[[dict[str, Any]], bytes]] = msgpack.packb
 
 MAX_ARRAY: Final = 4096

@@ -9,8 +9,10 @@ from protocol.fields import Name
 __all__ = [
     "CheckpointStatus",
     "ClusterStatus",
+    "Curve",
     "DurabilityStatus",
     "Evaluation",
+    "History",
     "JobStatus",
     "Load",
     "Mean",
@@ -24,11 +26,38 @@ __all__ = [
 
 
 @dataclass(frozen=True, slots=True)
+class Curve:
+    """A measure over time: its mean over each ``every`` seconds; the last of these ended ``ago`` seconds ago.
+
+    None: nothing was measured then.
+    """
+
+    every: float = 0.0
+    ago: float = 0.0
+    values: tuple[float | None, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """How a job went since the coordinator was started, or the job was.
+
+    ``loss`` is the mean over the live workers' mini-batches, ``speed`` the examples per second of all. Both
+    are of the whole time, over stretches that grow with it; the ``recent`` ones are of the last minutes.
+    """
+
+    loss: Curve = Curve()
+    speed: Curve = Curve()
+    recent_loss: Curve = Curve()
+    recent_speed: Curve = Curve()
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
     """What a server has to do: since it started, and now.
 
     ``bytes`` are those of parameters with all that optimizers keep, ``rows`` those of sparse tables.
-    ``requests`` are pushes and pulls, ``keys`` those of rows in them; the rates are over the last heartbeats.
+    ``requests`` are pushes and pulls, ``keys`` those of rows in them. What is ``received`` and ``sent`` is in
+    bytes. The rates are over the last heartbeats.
     """
 
     bytes: int = 0
@@ -37,6 +66,8 @@ class Load:
     keys: int = 0
     requests_per_second: float = 0.0
     keys_per_second: float = 0.0
+    received_per_second: float = 0.0
+    sent_per_second: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +77,7 @@ class ShardStatus:
     ``parameters_bytes`` are those of the dense tensors placed there, ``load`` is what it told last.
     ``heartbeat_age`` is in seconds; 0 for the coordinator, which asks itself. ``problem`` says why its update
     log cannot be written, so that updates are refused there; ``""``: there is no such problem.
+    ``recent_requests`` are those per second of the last minutes.
     """
 
     shard: int
@@ -55,6 +87,7 @@ class ShardStatus:
     heartbeat_age: float
     problem: str = ""
     load: Load = Load()
+    recent_requests: Curve = Curve()
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +200,7 @@ class JobStatus:
     waits: tuple[Wait, ...]
     dropped: int
     longest_wait: float
+    history: History = History()
 
 
 @dataclass(frozen=True, slots=True)

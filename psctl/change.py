@@ -9,6 +9,8 @@ from typing import Final, NamedTuple
 
 import configargparse
 
+from protocol.credentials import Credentials
+from protocol.daemon.access_flags import access_flags, credentials_from
 from protocol.daemon.exit_codes import ExitCode
 from protocol.daemon.settings import address, job_name
 from protocol.errors import BadRequest
@@ -45,6 +47,7 @@ def flags(parser: configargparse.ArgParser) -> None:
     parser.add_argument(
         "--server", type=address, default="127.0.0.1:7070", metavar="HOST:PORT", help="the coordinator"
     )
+    access_flags(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -57,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
     """
     request = _request(options.settings, options.job)
     host, port = options.server
-    for job in asyncio.run(_changed(host, port, request)):
+    for job in asyncio.run(_changed(host, port, request, credentials_from(options))):
         print(f"job {printable(job.name)}: {how_kept_together(job)}")
     return ExitCode.DONE
 
@@ -101,8 +104,8 @@ def _request(settings: list[Setting], job: str | None) -> Set:
     return Set(job, values.get("staleness"), None if backup_workers is None else int(backup_workers))
 
 
-async def _changed(host: str, port: int, request: Set) -> list[JobStatus]:
+async def _changed(host: str, port: int, request: Set, credentials: Credentials) -> list[JobStatus]:
     """Make the change and return the job as it is then; if none was named, the only one."""
-    await change(host, port, request, within=0.0)
-    status = await fetch_status(host, port, within=0.0)
+    await change(host, port, request, within=0.0, credentials=credentials)
+    status = await fetch_status(host, port, within=0.0, credentials=credentials)
     return [job for job in status.jobs if request.job in (None, job.name)]

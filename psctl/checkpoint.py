@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 import configargparse
 
+from protocol.credentials import Credentials
+from protocol.daemon.access_flags import access_flags, credentials_from
 from protocol.daemon.exit_codes import ExitCode
 from protocol.daemon.settings import address
+from protocol.json_text import json_text
 from protocol.messages import Checkpoint, Checkpointed
 from psctl.figures import printable, size
-from psctl.json_text import json_text
 from psctl.screen import console_for
 from psserver.durability.directories import directory_of
 from psworker.asking import ask
@@ -36,6 +38,7 @@ def flags(parser: configargparse.ArgParser) -> None:
         "--server", type=address, default="127.0.0.1:7070", metavar="HOST:PORT", help="the coordinator"
     )
     parser.add_argument("--format", choices=["text", "json"], default="text", help="form of the output")
+    access_flags(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -47,8 +50,9 @@ def run(options: argparse.Namespace) -> int:
         CheckpointFailed: it was not taken; what there was before is as it was.
     """
     host, port = options.server
+    credentials = credentials_from(options)
     with console_for("stderr").status("taking a checkpoint ..."):
-        taken = asyncio.run(take_checkpoint(host, port))
+        taken = asyncio.run(take_checkpoint(host, port, credentials))
     if options.format == "json":
         print(json_text(taken))
     else:
@@ -57,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
     return ExitCode.DONE
 
 
-async def take_checkpoint(host: str, port: int) -> Taken:
+async def take_checkpoint(host: str, port: int, credentials: Credentials | None = None) -> Taken:
     """Have the cluster whose coordinator is there take a checkpoint, and return when it is complete.
 
     Raises:
@@ -66,6 +70,6 @@ async def take_checkpoint(host: str, port: int) -> Taken:
         PSError: the coordinator refuses, or goes away.
     """
     done: Checkpointed
-    done, _ = await ask(host, port, Checkpoint(), within=0.0)
+    done, _ = await ask(host, port, Checkpoint(), within=0.0, credentials=credentials)
     directory = f"{done.url.rstrip('/')}/{directory_of(done.checkpoint)}"
     return Taken(done.checkpoint, directory, done.bytes, done.seconds)

@@ -14,7 +14,7 @@ import protocol
 from protocol.daemon.exit_codes import ExitCode
 from protocol.daemon.settings import new_parser
 from protocol.errors import CheckpointFailed, CheckpointUnusable, PSError
-from psctl import change, checkpoint, inspect, restore, status, top, train, up
+from psctl import change, checkpoint, inspect, restore, status, token, top, train, up
 from psctl.child import ProcessFailed
 from psworker.daemon import exit_code
 from psworker.errors import DataError, JobError
@@ -111,6 +111,15 @@ _COMMANDS: Final = {
             "psctl inspect checkpoints                  # all of them, and the newest in detail",
             "psctl inspect checkpoints/checkpoint-00000012",
             "psctl inspect checkpoints --format json | jq .usable",
+        ),
+    ),
+    "token": _Command(
+        token.flags,
+        token.run,
+        "Print new tokens, for --token-file of servers, workers and operators.",
+        (
+            "(umask 077; psctl token > tokens)          # a file for the servers",
+            "(umask 077; grep worker: tokens > worker)  # what a worker may have of it",
         ),
     ),
 }

@@ -17,7 +17,9 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Final, Self
 
+from protocol.credentials import Access
 from protocol.daemon.exit_codes import ExitCode
+from protocol.tls import TLS
 from psctl.child import Child, how_it_ended, stop_all
 
 __all__ = ["LocalCluster"]
@@ -61,6 +63,8 @@ class LocalCluster:
         durability: what outlives a server that is killed: ``snapshot`` (the last checkpoint) or ``log``
             (every acknowledged update). None: ``snapshot`` with a ``checkpoint_dir``, else nothing.
         checkpoint_every: time between two checkpoints, such as ``30s``, which is what None means.
+        access: token and certificates that servers and workers have in common, and their clients need; None:
+            nobody asks for any.
         server_flags: more flags for each server; they beat those given here.
         worker_flags: more flags for each worker; they beat those given here.
         grace: seconds that workers, other servers and coordinator each have to end before they are killed;
@@ -93,6 +97,7 @@ class LocalCluster:
         checkpoint_dir: str | Path | None = None,
         durability: str | None = None,
         checkpoint_every: str | None = None,
+        access: Access | None = None,
         server_flags: Sequence[str] = (),
         worker_flags: Sequence[str] = (),
         grace: float | None = None,
@@ -108,6 +113,7 @@ class LocalCluster:
         self._server_count = servers
         self._worker_count = workers
         self.checkpoint_dir = None if checkpoint_dir is None else _absolute(checkpoint_dir)
+        self._access_flags = () if access is None else _access_flags(access)
         self._job_flags = ("--reconnect-for", reconnect_for, *_job_flags(job, overrides, workers))
         self._server_flags = (
             *_flag("--checkpoint-dir", self.checkpoint_dir),
@@ -256,7 +262,7 @@ class LocalCluster:
                 _log.warning("%s %s; %s", child.name, how_it_ended(child.returncode), outcome)
 
     def _start(self, name: str, command: Sequence[str], more_flags: Sequence[str]) -> Child:
-        flags = ("--metrics-port", "0", "--stop-with-stdin", "--log-format", "text")
+        flags = ("--metrics-port", "0", "--stop-with-stdin", "--log-format", "text", *self._access_flags)
         return Child(name, (*command, *flags, *more_flags), echo=self._echo_logs)
 
     def _start_servers(self, ready_files: Path) -> None:
@@ -296,6 +302,17 @@ class LocalCluster:
 
 def _flag(name: str, value: str | None) -> tuple[str, ...]:
     return () if value is None else (name, value)
+
+
+def _access_flags(access: Access) -> tuple[str, ...]:
+    tls = access.tls or TLS()
+    given = {
+        "--token-file": access.token_file,
+        "--tls-ca": tls.ca,
+        "--tls-cert": tls.cert,
+        "--tls-key": tls.key,
+    }
+    return tuple(word for name, file in given.items() if file is not None for word in (name, str(file)))
 
 
 def _absolute(directory: str | Path) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import configargparse
 
+from protocol.daemon.access_flags import access_flags, access_from
 from protocol.daemon.settings import duration
 from protocol.errors import BadRequest
 from psctl.cluster import LocalCluster
@@ -49,6 +50,7 @@ def cluster_flags(parser: configargparse.ArgParser, *, workers: int, least_worke
     parser.add_argument(
         "--verbose", action="store_true", help="pass the processes' logs on to standard error"
     )
+    access_flags(parser, server=True)
 
 
 def cluster_from(options: argparse.Namespace, *, port: int = 0) -> LocalCluster:
@@ -58,6 +60,7 @@ def cluster_from(options: argparse.Namespace, *, port: int = 0) -> LocalCluster:
         BadRequest: flags that are right one by one contradict each other.
     """
     _check_durability(options.durability, options.checkpoint_dir)
+    access_from(options, server=True)  # the same flags are for the servers, too
     return LocalCluster(
         options.servers,
         options.workers,
@@ -68,6 +71,7 @@ def cluster_from(options: argparse.Namespace, *, port: int = 0) -> LocalCluster:
         checkpoint_dir=options.checkpoint_dir,
         durability=options.durability,
         checkpoint_every=options.checkpoint_every,
+        access=access_from(options),
     )
 
 

@@ -13,9 +13,9 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from protocol.daemon.exit_codes import ExitCode
 from protocol.errors import CheckpointUnusable
+from protocol.json_text import json_text
 from protocol.messages import SavedFile
 from psctl.contents import Found, Inspection, Problem, contents
-from psctl.json_text import json_text
 from psctl.screen import console_for
 from psserver.durability.checkpoint import is_complete, numbers, read_manifest, verify
 from psserver.durability.directories import number_of

@@ -1,4 +1,4 @@
-"""A whole cluster, as ``psctl status`` and ``psctl top`` show it. Pure: a status in, tables out."""
+"""A whole cluster as ``psctl status`` shows it. Pure: a status in, tables out."""
 
 from __future__ import annotations
 
@@ -25,7 +25,17 @@ from psctl.tables import add, indented, table
 from psctl.waits import felt, sentence
 from psctl.workers import GONE, live_first
 
-__all__ = ["how_kept_together", "overview"]
+__all__ = [
+    "Column",
+    "durability",
+    "how_kept_together",
+    "last_evaluation",
+    "overview",
+    "progress_facts",
+    "state_text",
+    "wait_facts",
+    "worker_columns",
+]
 
 _MOST_GONE: Final = 20  # workers that are gone and still shown
 _NARROW: Final = 80  # columns of a screen; below, some figures are left out
@@ -39,17 +49,12 @@ _STYLES: Final = {
 }
 
 
-def overview(
-    status: ClusterStatus, *, width: int, most_workers: int | None = None, tensors: bool = True
-) -> RenderableType:
+def overview(status: ClusterStatus, *, width: int) -> RenderableType:
     """Return tables of a cluster's servers and of each job's workers and tensors.
 
     Args:
         status: of the cluster.
         width: columns there are; below 80, some figures of the workers are left out.
-        most_workers: of each job, the live ones first; the others are counted. None: all that live, and 20
-            of those that have left or died.
-        tensors: whether they are shown; they hardly ever change.
     """
     heading = (
         f"{plural(len(status.shards), 'server')}, {plural(len(status.jobs), 'job')}, "
@@ -57,13 +62,13 @@ def overview(
     )
     return Group(
         Text(heading, style="bold"),
-        *_durability(status),
+        *durability(status),
         indented(_servers(status.shards)),
-        *(_job(job, width, most_workers, tensors=tensors) for job in status.jobs),
+        *(_job(job, width) for job in status.jobs),
     )
 
 
-def _durability(status: ClusterStatus) -> Iterator[Text]:
+def durability(status: ClusterStatus) -> Iterator[Text]:
     """Say what outlives the servers, and what is wrong with that."""
     now = status.durability
     if now.mode == "none":
@@ -93,42 +98,51 @@ def how_kept_together(job: JobStatus) -> str:
     return f"{togetherness(job.staleness)} (staleness {job.staleness:.0f}){backup}"
 
 
-def _job(job: JobStatus, width: int, most_workers: int | None, *, tensors: bool) -> RenderableType:
+def _job(job: JobStatus, width: int) -> RenderableType:
     parts: list[RenderableType] = [Text(), Text(f"job {printable(job.name)}", style="bold")]
     parts += map(indented, _facts(job))
     if job.workers:
-        parts += [Text(), indented(_workers(job.workers, most_workers, width))]
-    if tensors and job.tensors:
+        parts += [Text(), indented(_workers(job.workers, width))]
+    if job.tensors:
         parts += [Text(), indented(_tensors(job.tensors))]
     return Group(*parts)
 
 
 def _facts(job: JobStatus) -> Iterator[Text]:
     yield Text(f"{how_kept_together(job)}, membership epoch {job.epoch}, step {count(job.step)}")
+    yield from wait_facts(job)
+    if job.progress is not None:
+        left = None if job.progress.phase == "finished" else time_left(job.progress)
+        rest = f", about {span(left)} left" if left else ""
+        yield Text(f"{_phase(job.progress)}, {progress_facts(job.progress)}{rest}")
+        if job.progress.evaluations:
+            yield Text(last_evaluation(job.progress))
+
+
+def wait_facts(job: JobStatus) -> Iterator[Text]:
+    """Say who waits for whom in a job, and what the waits have cost so far."""
     yield from (Text(sentence(wait), style="yellow") for wait in felt(job.waits))
     if job.dropped:
         yield Text(f"{plural(job.dropped, 'gradient')} dropped: too late for the step")
     if job.longest_wait >= 0.05:  # seconds; below, it would read 0.0
         yield Text(f"longest wait of a step: {job.longest_wait:.1f} s")
-    if job.progress is not None:
-        yield Text(_progress(job.progress))
-        if job.progress.evaluations:
-            yield Text(_last_evaluation(job.progress))
 
 
-def _progress(progress: Progress) -> str:
-    left = None if progress.phase == "finished" else time_left(progress)
-    facts = [
-        f"{printable(progress.phase)}: epoch {progress.epoch}/{progress.epochs}",
-        f"{count(progress.chunks_done)}/{count(progress.chunks)} chunks, {progress.chunks_leased} leased",
-        f"{count(progress.train_examples)} examples in {span(progress.seconds)}",
-        f"training loss {figure(progress.train_loss)}",
-        f"about {span(left)} left" if left else "",
-    ]
-    return ", ".join(fact for fact in facts if fact)
+def _phase(progress: Progress) -> str:
+    return f"{printable(progress.phase)}: epoch {progress.epoch}/{progress.epochs}"
 
 
-def _last_evaluation(progress: Progress) -> str:
+def progress_facts(progress: Progress) -> str:
+    """Return how far a job has come, but for the epoch and the time that is left."""
+    return (
+        f"{count(progress.chunks_done)}/{count(progress.chunks)} chunks, {progress.chunks_leased} leased, "
+        f"{count(progress.train_examples)} examples in {span(progress.seconds)}, "
+        f"training loss {figure(progress.train_loss)}"
+    )
+
+
+def last_evaluation(progress: Progress) -> str:
+    """Return what the held-out data said last."""
     last = progress.evaluations[-1]
     means = ", ".join(f"{printable(mean.name)} {figure(mean.value)}" for mean in last.means)
     return f"held out, after epoch {last.epoch}: {means} ({plural(last.examples, 'example')})"
@@ -145,13 +159,13 @@ def _servers(shards: Sequence[ShardStatus]) -> Table:
         parameters = size(max(shard.parameters_bytes, load.bytes))
         rows = [count(load.rows), count(load.keys_per_second)] if with_rows else []
         rate = count(load.requests_per_second)
-        add(drawn, str(shard.shard), shard.address, _state(shard.state), parameters, rate, *rows, silent)
+        add(drawn, str(shard.shard), shard.address, state_text(shard.state), parameters, rate, *rows, silent)
     return drawn
 
 
-def _workers(workers: Sequence[WorkerStatus], most: int | None, width: int) -> RenderableType:
-    shown = live_first(workers, most, _MOST_GONE)
-    columns = [column for column in _COLUMNS if width >= _NARROW or not column.dispensable]
+def _workers(workers: Sequence[WorkerStatus], width: int) -> RenderableType:
+    shown = live_first(workers, None, _MOST_GONE)
+    columns = worker_columns(width)
     drawn = table(*(column.name for column in columns))
     for worker in shown:
         cells = (column.cell(worker) for column in columns)
@@ -163,7 +177,7 @@ def _workers(workers: Sequence[WorkerStatus], most: int | None, width: int) -> R
     return Group(drawn, Text(f"not shown: {counted}", style="dim"))
 
 
-class _Column(NamedTuple):
+class Column(NamedTuple):
     """A figure of a worker; ``dispensable`` ones are left out where there is no room."""
 
     name: str
@@ -172,16 +186,21 @@ class _Column(NamedTuple):
 
 
 _COLUMNS: Final = (
-    _Column("<worker", lambda worker: worker.name),
-    _Column("<state", lambda worker: _state(worker.state)),
-    _Column(">step", lambda worker: count(worker.clock)),
-    _Column(">lag", lambda worker: _while_live(worker, worker.lag), dispensable=True),
-    _Column(">examples", lambda worker: count(worker.examples)),
-    _Column(">/s", lambda worker: _while_live(worker, worker.examples_per_second)),
-    _Column(">silent", lambda worker: silence(worker.heartbeat_age), dispensable=True),
-    _Column(">leases", lambda worker: count(worker.leases), dispensable=True),
-    _Column(">loss", lambda worker: figure(worker.loss)),
+    Column("<worker", lambda worker: worker.name),
+    Column("<state", lambda worker: state_text(worker.state)),
+    Column(">step", lambda worker: count(worker.clock)),
+    Column(">lag", lambda worker: _while_live(worker, worker.lag), dispensable=True),
+    Column(">examples", lambda worker: count(worker.examples)),
+    Column(">/s", lambda worker: _while_live(worker, worker.examples_per_second)),
+    Column(">silent", lambda worker: silence(worker.heartbeat_age), dispensable=True),
+    Column(">leases", lambda worker: count(worker.leases), dispensable=True),
+    Column(">loss", lambda worker: figure(worker.loss)),
 )
+
+
+def worker_columns(width: int) -> list[Column]:
+    """Return what there is room for to say of a worker."""
+    return [column for column in _COLUMNS if width >= _NARROW or not column.dispensable]
 
 
 def _while_live(worker: WorkerStatus, number: float) -> str:
@@ -196,5 +215,6 @@ def _tensors(tensors: Sequence[TensorStatus]) -> Table:
     return drawn
 
 
-def _state(state: str) -> Text:
+def state_text(state: str) -> Text:
+    """Return the state of a server or worker, coloured where it asks for attention."""
     return Text(printable(state), style=_STYLES.get(state, ""))

@@ -11,14 +11,16 @@ from pathlib import Path
 
 import configargparse
 
+from protocol.credentials import Credentials
+from protocol.daemon.access_flags import access_flags, credentials_from
 from protocol.daemon.exit_codes import ExitCode
 from protocol.daemon.settings import address
 from protocol.errors import BadRequest
+from protocol.json_text import json_text
 from protocol.messages import Checkpointed, Restore
 from protocol.status import ClusterStatus, JobStatus, TensorStatus
 from protocol.tensors import DTYPES
 from psctl.figures import count, plural, printable, size
-from psctl.json_text import json_text
 from psctl.screen import console_for
 from psserver.durability.directories import number_of
 from psworker.asking import ask, fetch_status
@@ -69,6 +71,7 @@ def flags(parser: configargparse.ArgParser) -> None:
         "--server", type=address, default="127.0.0.1:7070", metavar="HOST:PORT", help="the coordinator"
     )
     parser.add_argument("--format", choices=["text", "json"], default="text", help="form of the output")
+    access_flags(parser)
 
 
 def _number(text: str) -> int:
@@ -88,8 +91,9 @@ def run(options: argparse.Namespace) -> int:
     """
     request = wanted(options.place, options.checkpoint, replace=options.replace)
     host, port = options.server
+    credentials = credentials_from(options)
     with console_for("stderr").status("restoring ..."):
-        restored = asyncio.run(_restored(host, port, request))
+        restored = asyncio.run(_restored(host, port, request, credentials))
     if options.format == "json":
         print(json_text(restored))
     else:
@@ -116,10 +120,10 @@ def wanted(place: str, checkpoint: int | None, *, replace: bool) -> Restore:
     return Restore(parent or "/", number, replace)
 
 
-async def _restored(host: str, port: int, request: Restore) -> _Restored:
+async def _restored(host: str, port: int, request: Restore, credentials: Credentials) -> _Restored:
     done: Checkpointed
-    done, _ = await ask(host, port, request, within=0.0)
-    status: ClusterStatus = await fetch_status(host, port, within=0.0)
+    done, _ = await ask(host, port, request, within=0.0, credentials=credentials)
+    status: ClusterStatus = await fetch_status(host, port, within=0.0, credentials=credentials)
     jobs = tuple(map(_job, status.jobs))
     timeline = status.durability.timeline
     return _Restored(done.checkpoint, done.url, done.bytes, done.seconds, timeline, jobs)

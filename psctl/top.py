@@ -8,24 +8,26 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import configargparse
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
-from rich.text import Text
 
+from protocol.addresses import join_address
+from protocol.daemon.access_flags import access_flags, credentials_from
 from protocol.daemon.exit_codes import ExitCode
 from protocol.daemon.settings import address, duration
 from protocol.errors import ClusterError
+from protocol.json_text import json_text
 from protocol.status import ClusterStatus
+from psctl.dashboard import Dashboard, View, shown_job
 from psctl.figures import span
-from psctl.json_text import json_text
-from psctl.keys import on_key
+from psctl.keys import DOWN, PAGE_DOWN, PAGE_UP, UP, on_keys
 from psctl.overview import overview
 from psctl.screen import console_for
 from psworker.asking import fetch_status
@@ -33,7 +35,6 @@ from psworker.asking import fetch_status
 __all__ = ["Show", "Silence", "flags", "run", "watch"]
 
 _LEAST_PAUSE: Final = 0.1  # seconds; a status costs the coordinator a little of what it has for the job
-_LEAST_WORKERS: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,7 @@ def flags(parser: configargparse.ArgParser) -> None:
         default="text",
         help="text: live on a terminal, elsewhere one status after the other; json: one object a line",
     )
+    access_flags(parser)
 
 
 def _interval(text: str) -> float:
@@ -80,18 +82,25 @@ def run(options: argparse.Namespace) -> int:
         PSError: the server is not a coordinator.
     """
     host, port = options.server
+    credentials = credentials_from(options)
     console = console_for("stdout")
     live = options.format == "text" and console.is_terminal and not console.is_dumb_terminal
-    with _screen(console, options.every) if live else nullcontext(_printing(options.format, console)) as show:
-        watching = watch(
-            lambda: fetch_status(host, port, within=0.0), show, lambda: asyncio.sleep(options.every)
-        )
-        try:
-            return asyncio.run(_until_ended(watching, keys=live))
-        except BrokenPipeError:  # who reads, such as head, has seen enough
-            with Path(os.devnull).open("w") as nothing:
-                os.dup2(nothing.fileno(), sys.stdout.fileno())  # or Python would complain at its exit
-            return ExitCode.DONE
+    screen = _Screen(console, join_address(host, port), options.every) if live else None
+    show = screen.show if screen is not None else _printing(options.format, console)
+    watching = watch(
+        lambda: fetch_status(host, port, within=0.0, credentials=credentials),
+        show,
+        lambda: asyncio.sleep(options.every),
+    )
+    try:
+        return asyncio.run(_until_ended(watching, screen))
+    except BrokenPipeError:  # who reads, such as head, has seen enough
+        with Path(os.devnull).open("w") as nothing:
+            os.dup2(nothing.fileno(), sys.stdout.fileno())  # or Python would complain at its exit
+        return ExitCode.DONE
+    finally:
+        if screen is not None:
+            screen.stop()
 
 
 async def watch(
@@ -125,7 +134,7 @@ async def watch(
             show(status, None)
 
 
-async def _until_ended(watching: Coroutine[Any, Any, NoReturn], *, keys: bool) -> int:
+async def _until_ended(watching: Coroutine[Any, Any, NoReturn], screen: _Screen | None) -> int:
     """Run ``watching`` until the operator has seen enough."""
     loop = asyncio.get_running_loop()
     task = asyncio.create_task(watching)
@@ -138,30 +147,68 @@ async def _until_ended(watching: Coroutine[Any, Any, NoReturn], *, keys: bool) -
 
     loop.add_signal_handler(signal.SIGINT, task.cancel)
     loop.add_signal_handler(signal.SIGTERM, terminate)  # or the terminal would stay as it is now
-    with on_key("q", task.cancel) if keys else nullcontext():
+    if screen is not None:
+        loop.add_signal_handler(signal.SIGWINCH, screen.draw)
+    with on_keys({"q": task.cancel, **screen.keys()}, task.cancel) if screen is not None else nullcontext():
         await asyncio.wait([task])
     return code if task.cancelled() else task.result()
 
 
-@contextmanager
-def _screen(console: Console, every: float) -> Iterator[Show]:
-    """Yield what draws a status over the whole terminal, which is as before at the end."""
-    ending = Text(f"every {every:g} s; q or Ctrl-C ends", style="dim")
-    live = Live(console=console, screen=True, auto_refresh=False)
+class _Screen:
+    """Draws the last status over the whole terminal, and does what the keys say.
 
-    def show(status: ClusterStatus, silence: Silence | None) -> None:
-        live.start()  # not earlier: that no cluster is there is said on the screen that stays
-        heading = Text(_no_answer(silence), style="bold red") if silence is not None else ending
-        alone = overview(status, width=console.width, most_workers=0, tensors=False)
-        room = console.height - len(console.render_lines(Group(heading, alone)))
-        most = max(_LEAST_WORKERS, room // max(1, len(status.jobs)))
-        drawn = overview(status, width=console.width, most_workers=most, tensors=False)
-        live.update(Group(heading, drawn), refresh=True)
+    Args:
+        console: of the terminal.
+        address: the coordinator's.
+        every: seconds between two looks.
+    """
 
-    try:
-        yield show
-    finally:
-        live.stop()
+    def __init__(self, console: Console, address: str, every: float) -> None:
+        self._live = Live(console=console, screen=True, auto_refresh=False)
+        self._console = console
+        self._address = address
+        self._ending = f"every {every:g} s; q or Ctrl-C ends"
+        self._view = View()
+        self._last: tuple[ClusterStatus, Silence | None] | None = None
+
+    def show(self, status: ClusterStatus, silence: Silence | None) -> None:
+        """Draw a status."""
+        self._last = (status, silence)
+        self._live.start()  # not earlier: that no cluster is there is said on the screen that stays
+        self.draw()
+
+    def draw(self) -> None:
+        """Draw what is known, as large as the terminal is now."""
+        if self._last is not None:
+            status, silence = self._last
+            note = self._ending if silence is None else _no_answer(silence)
+            drawn = Dashboard(status, self._view, self._address, note, alarming=silence is not None)
+            self._live.update(drawn, refresh=True)
+
+    def stop(self) -> None:
+        """Have the terminal be as before."""
+        self._live.stop()
+
+    def keys(self) -> Mapping[str, Callable[[], None]]:
+        """Return what keys do: go to other workers, to the next job, and to the whole run or its end."""
+        page = max(1, self._console.height // 3)
+        return {
+            "\t": lambda: self._look(replace(self._view, job=self._view.job + 1, worker=0)),
+            "w": lambda: self._look(replace(self._view, whole=not self._view.whole)),
+            DOWN: lambda: self._scroll(1),
+            UP: lambda: self._scroll(-1),
+            PAGE_DOWN: lambda: self._scroll(page),
+            PAGE_UP: lambda: self._scroll(-page),
+        }
+
+    def _scroll(self, lines: int) -> None:
+        job = shown_job(self._last[0], self._view) if self._last is not None else None
+        last = len(job.workers) - 1 if job is not None else 0
+        self._look(replace(self._view, worker=max(0, min(self._view.worker + lines, last))))
+
+    def _look(self, view: View) -> None:
+        self._view = view
+        self.draw()
 
 
 def _printing(form: str, console: Console) -> Show:

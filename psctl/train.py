@@ -8,13 +8,16 @@ import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 import configargparse
 
+from protocol.daemon.access_flags import credentials_from
 from protocol.daemon.exit_codes import ExitCode
 from protocol.daemon.settings import address
 from protocol.errors import ClusterError
+from protocol.json_text import json_text
 from protocol.status import ClusterStatus
 from psctl.checkpoint import Taken, take_checkpoint
 from psctl.child import ProcessFailed
@@ -22,7 +25,6 @@ from psctl.cluster import LocalCluster
 from psctl.cluster_flags import cluster_flags, cluster_from
 from psctl.display import job_status
 from psctl.figures import count
-from psctl.json_text import json_text
 from psctl.result import Result, result_of, result_table
 from psctl.screen import Say, Screen, console_for, screen
 from psworker.asking import fetch_status
@@ -61,8 +63,11 @@ def run(options: argparse.Namespace) -> int:
     job = load_job(options.job, (*options.set, f"train.workers={options.workers}"))
     check(job)
     cluster = cluster_from(options)
+    credentials = credentials_from(options)
     with screen(job, options.format) as shown, _says_how_to_go_on(cluster):
-        result = train(cluster, job, shown, fetch_status, take_checkpoint)
+        fetch = partial(fetch_status, credentials=credentials)
+        save = partial(take_checkpoint, credentials=credentials)
+        result = train(cluster, job, shown, fetch, save)
     if options.format == "json":
         print(json_text(result), flush=True)
     else:

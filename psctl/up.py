@@ -64,8 +64,9 @@ def greeting(address: str, metrics: tuple[str, ...], workers: int) -> str:
     urls = "\n           ".join(f"http://{one}/metrics" for one in metrics)
     return f"""\
 {plural(len(metrics), "server")}{with_workers} at {address}; Ctrl-C stops all
+  watch    http://{metrics[0]}/
   metrics  {urls}
   python   from psworker.sync import connect
            with connect("{address}") as ps: ps.create("w", [0.0, 0.0]); print(ps.pull("w"))
   shell    psworker --server {address} --job job.toml
-           psctl status --server {address}"""
+           psctl top --server {address}"""

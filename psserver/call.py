@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Sequence
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Protocol
 
 from protocol.connection import Array, Connection
 from protocol.errors import InternalError, PSError
+from protocol.events import about
 from protocol.messages import Pulled, Reply
 from psserver.metrics import ServerMetrics
 
-__all__ = ["Call"]
+__all__ = ["Call", "Spawn"]
 
 _log = logging.getLogger(__name__)
+
+Spawn = Callable[[Coroutine[Any, Any, None]], object]
+"""Runs a coroutine in a task that somebody awaits."""
 
 
 def _without_values(reply: Reply) -> Reply | None:
@@ -77,15 +81,22 @@ class Call:
 
     async def answer_with(self, work: Awaitable[None]) -> None:
         """Run ``work``, which answers this call; if it raises, answer with its error."""
+        connection = self.connection  # a retry may take the call over
+        connection.awaited += 1
         try:
             await work
         except Exception as error:
             self.fail_with(error)
+        finally:
+            connection.awaited -= 1
 
     def fail_with(self, error: Exception) -> None:
         """Answer with an error of ours, or that this server has a defect, which is logged."""
         if isinstance(error, PSError):
             self.fail(error)
             return
-        _log.exception("%s from %s failed", self.op, self.connection.peer, exc_info=error)
+        _log.exception(
+            "%s from %s failed", self.op, self.connection.peer, exc_info=error,
+            extra=about("request.failed"),
+        )  # fmt: skip
         self.fail(InternalError(f"the server failed on this request: {type(error).__name__}; see its log"))

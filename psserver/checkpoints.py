@@ -17,6 +17,7 @@ from typing import Any, Final, Literal
 import protocol
 from protocol.documents import raw_document
 from protocol.errors import CheckpointFailed, PSError
+from protocol.events import about
 from protocol.messages import Checkpointed, Completed, Cut, Hold, Release, Saved, SavedFile
 from protocol.status import CheckpointStatus
 from psserver.durability import checkpoint, directories, documents
@@ -83,6 +84,7 @@ class Checkpoints:
         changes: how often the coordinator's state had changed at its cut.
         cluster: this cluster's name.
         timeline: the timeline of its state.
+        unsaved: since how many seconds there is something that no checkpoint has, as last looked.
     """
 
     def __init__(
@@ -101,6 +103,8 @@ class Checkpoints:
         self.cluster = ""
         self.timeline = 0
         self.changes = 0
+        self.unsaved = 0.0
+        self._all_saved = time.monotonic()  # when, at least, there was nothing that no checkpoint has
         self._persistence = persistence
         self._part = part
         self._shard = shard
@@ -134,7 +138,14 @@ class Checkpoints:
             try:
                 await self.take()
             except (PSError, OSError) as error:
-                _log.warning("no checkpoint was taken: %s", error)
+                _log.warning("no checkpoint was taken: %s", error, extra=about("checkpoint.failed"))
+
+    def look(self) -> None:
+        """See, now and then, whether there is anything that no checkpoint has."""
+        now = time.monotonic()
+        if not self._shard.jobs or (self.last is not None and self.changes == self._jobs.changes()):
+            self._all_saved = now
+        self.unsaved = now - self._all_saved
 
     async def take(self, *, stays: bool = False) -> Checkpointed:
         """Take a checkpoint, and return when it is complete; with ``stays`` this shard stops at the cut.
@@ -158,13 +169,22 @@ class Checkpoints:
             seconds = time.monotonic() - began
             self._metrics.checkpoint_seconds.observe(seconds)
             self.last, self.changes, self.problem = manifest, self._changes_at_cut, ""
+            self._all_saved = max(self._all_saved, began)
             self.finished, self.seconds = time.time(), seconds
-            _log.info("checkpoint %d: %d bytes in %.2f s", number, manifest.nbytes, seconds)
+            _log.info(
+                "checkpoint %d: %d bytes in %.2f s", number, manifest.nbytes, seconds,
+                extra=about("checkpoint.taken", checkpoint=number),
+            )  # fmt: skip
             return Checkpointed(number, self._persistence.storage.root, manifest.nbytes, seconds)
 
     async def _take(self, number: int, *, stays: bool) -> Manifest:
         if not self._links.all_open():
-            raise CheckpointFailed("a shard is away; all are needed", field="shards", value=len(self._links))
+            away = ", ".join(map(str, self._links.away()))
+            raise CheckpointFailed(
+                f"shard {away} is away, and all are needed: start it again, then try again",
+                field="shards",
+                value=len(self._links),
+            )
         self._current = number
         loop = asyncio.get_running_loop()
         self._saved = {shard: loop.create_future() for shard in range(1, len(self._links))}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import logging
 import os
 from collections.abc import Sequence
@@ -12,37 +13,47 @@ from typing import Any, Final
 
 import configargparse
 
+from protocol.credentials import Access
+from protocol.daemon.access_flags import access_flags, access_from
+from protocol.daemon.descriptors import allow_descriptors
 from protocol.daemon.exit_codes import ExitCode
 from protocol.daemon.exposition import Exposition
-from protocol.daemon.logs import configure_logs
-from protocol.daemon.run import announce_ready, run, watch_stdin
+from protocol.daemon.logs import Speaker, configure_logs
+from protocol.daemon.run import announce_ready, on_hangup, run, watch_stdin
 from protocol.daemon.settings import address, duration, is_loopback, log_flags, new_parser, port, size
-from protocol.errors import CheckpointUnusable, ClusterError, PSError
+from protocol.errors import AccessError, CheckpointUnusable, ClusterError, PSError
+from protocol.events import about
 from psserver.durability import failpoints
 from psserver.membership import FailureSettings
 from psserver.persistence import DurabilitySettings
 from psserver.server import Server, ServerSettings
 
-__all__ = ["main"]
+__all__ = ["main", "start"]
 
 _log = logging.getLogger("psserver")
 
 _METRICS_PORT: Final = 9464
+_OTHER_DESCRIPTORS: Final = 128
+"""Files that are kept for what is no client: operators, other servers, metrics, checkpoints and logs."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    problem = _problem(options)
+    try:
+        problem = _problem(options)
+    except PSError as error:
+        problem = str(error)
     if problem:
         parser.error(problem)
-    configure_logs(options.log_format, options.log_level)
+    speaker = Speaker()
+    configure_logs(options.log_format, options.log_level, speaker)
     try:
         failpoints.configure(os.environ.get("PSSERVER_FAILPOINTS", ""))
     except ValueError as error:
         parser.error(f"PSSERVER_FAILPOINTS: {error}")
-    return run(lambda stop: _serve(options, stop))
+    return run(lambda stop: _serve(options, stop, speaker))
 
 
 def _parser() -> configargparse.ArgParser:
@@ -138,14 +149,37 @@ def _parser() -> configargparse.ArgParser:
         help="what computes sparse tables: kernels that Numba compiles once, where it is installed, or NumPy",
     )
     parser.add_argument("--max-connections", type=int, default=1024, metavar="N", help="connections accepted")
+    parser.add_argument(
+        "--max-connections-per-address",
+        type=int,
+        metavar="N",
+        help="connections accepted from one address but this machine's own (default: half of all)",
+    )
+    parser.add_argument(
+        "--idle-timeout",
+        type=duration,
+        default="60s",
+        metavar="TIME",
+        help="silence after which a connection is ended; clients say every heartbeat that they are there",
+    )
+    parser.add_argument(
+        "--write-timeout",
+        type=duration,
+        default="30s",
+        metavar="TIME",
+        help="how long a client may take none of its replies before its connection is ended",
+    )
     parser.add_argument("--ready-file", metavar="FILE", help="write the addresses there as JSON once bound")
     parser.add_argument(
         "--stop-with-stdin",
         action="store_true",
         help="stop when standard input ends, so as not to outlive the process that started this one",
     )
+    access_flags(parser, server=True)
     parser.add_argument(
-        "--insecure", action="store_true", help="allow a --host that others can reach, without authentication"
+        "--insecure",
+        action="store_true",
+        help="allow a --host that others can reach though nobody has to prove who it is",
     )
     log_flags(parser)
     return parser
@@ -157,6 +191,11 @@ def _problem(options: argparse.Namespace) -> str | None:
         return f"--shards {options.shards}: a cluster has at least 1 server"
     if options.max_connections < 1:
         return f"--max-connections {options.max_connections}: at least 1 is needed"
+    if options.max_connections_per_address is not None and options.max_connections_per_address < 1:
+        return f"--max-connections-per-address {options.max_connections_per_address}: at least 1 is needed"
+    for flag, seconds in (("idle", options.idle_timeout), ("write", options.write_timeout)):
+        if seconds < 1:
+            return f"--{flag}-timeout {seconds:g}s: at least 1s is needed; it is looked at once a second"
     if options.shard is not None and options.join is None:
         return f"--shard {options.shard} goes with --join; the coordinator is always shard 0"
     if options.shard is not None and options.shard < 1:
@@ -179,15 +218,17 @@ def _problem(options: argparse.Namespace) -> str | None:
             f"--checkpoint-dir {options.checkpoint_dir}: an update log needs a directory of this machine; "
             "give one, or say --durability snapshot"
         )
-    if not is_loopback(options.host) and not options.insecure:
+    access = access_from(options, server=True)
+    if not is_loopback(options.host) and not access.authenticates and not options.insecure:
         return (
-            f"--host {options.host} lets other machines in, and nothing would be asked of them; "
-            "bind 127.0.0.1, or say --insecure on a network that you trust"
+            f"--host {options.host} lets other machines in, and nothing would be asked of them; give "
+            "--token-file, or --tls-ca with --tls-cert and --tls-key (docs/security.md), bind 127.0.0.1, or "
+            "say --insecure on a network that you trust"
         )
     return None
 
 
-async def _serve(options: argparse.Namespace, stop: asyncio.Event) -> int:
+async def _serve(options: argparse.Namespace, stop: asyncio.Event, speaker: Speaker) -> int:
     settings = ServerSettings(
         host=options.host,
         port=options.port,
@@ -199,35 +240,92 @@ async def _serve(options: argparse.Namespace, stop: asyncio.Event) -> int:
         durability=_durability(options),
         reconnect_for=options.reconnect_for,
         max_frame=options.max_frame,
-        max_connections=options.max_connections,
+        max_connections=_with_descriptors(options.max_connections),
+        per_address=options.max_connections_per_address,
+        idle_timeout=options.idle_timeout,
+        write_timeout=options.write_timeout,
         compiled=options.kernels == "compiled",
+        access=access_from(options, server=True),
     )
     try:
         server = Server(settings)
+    except PSError as error:
+        _log.error("%s", error)
+        return ExitCode.USAGE
     except (OSError, ValueError) as error:
         _log.error("--checkpoint-dir cannot be used: %s", error)
         return ExitCode.USAGE
-    exposition = Exposition(server.metrics.registry, server.is_ready, asyncio.get_running_loop())
+    speaker.tell = server.identity
+    _warn(options, settings.access)
+    loop = asyncio.get_running_loop()
+    exposition = Exposition(server.metrics.registry, server.is_ready, loop, server.pages(loop))
     try:
         metrics = exposition.listen(options.host, options.metrics_port, _METRICS_PORT)
     except OSError as error:
         _log.error(
-            "cannot serve metrics on --host %s --metrics-port %s: %s; port 0 takes a free one",
-            options.host, options.metrics_port, error,
+            "cannot serve metrics on --host %s --metrics-port %s: %s; %s",
+            options.host, options.metrics_port or _METRICS_PORT, error, _remedy(error, options.host),
+            extra=about("failed"),
         )  # fmt: skip
         return ExitCode.USAGE
+    server.page_is_at(metrics)
     try:
-        bound = await server.start()
+        bound = await start(server, stop)
     except (OSError, PSError) as error:
-        code = _start_failure(options, error)
+        bound, code = None, _start_failure(options, error)
+    else:
+        code = ExitCode.DONE
+    if bound is None:
         exposition.close()
         await server.stop()
         return code
+    if settings.access != Access():
+        on_hangup(server.reload)
     announce_ready(options.ready_file, address=bound, metrics=metrics)
     code = await _until_stopped(server, stop, with_stdin=options.stop_with_stdin)
     await server.stop()
     exposition.close()
     return code
+
+
+async def start(server: Server, stop: asyncio.Event) -> str | None:
+    """Start the server and return its address; None: it was told to stop before.
+
+    It may take long until a coordinator answers, or a log has been read.
+    """
+    starting, stopping = asyncio.create_task(server.start()), asyncio.create_task(stop.wait())
+    await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not starting.done():
+        starting.cancel()
+        await asyncio.gather(starting, return_exceptions=True)
+        return None
+    return starting.result()
+
+
+def _with_descriptors(connections: int) -> int:
+    """Let this process have a file descriptor for each connection; return for how many there are some."""
+    allowed = allow_descriptors(connections + _OTHER_DESCRIPTORS) - _OTHER_DESCRIPTORS
+    if allowed >= connections:
+        return connections
+    _log.warning(
+        "--max-connections %d: the system allows this process files for %d; raise its limit (ulimit -n)",
+        connections, allowed,
+    )  # fmt: skip
+    return max(allowed, 1)
+
+
+def _warn(options: argparse.Namespace, access: Access) -> None:
+    """Say what an operator may have overlooked who lets other machines in."""
+    if is_loopback(options.host):
+        return
+    if not access.authenticates:
+        _log.warning("--insecure: whoever reaches --host %s may do anything with this cluster", options.host)
+    elif access.tls is None:
+        _log.warning(
+            "tokens without TLS: whoever can listen on the network sees the parameters, and whoever can "
+            "change what passes on it changes them; give --tls-cert and --tls-key"
+        )
 
 
 def _durability(options: argparse.Namespace) -> DurabilitySettings | None:
@@ -254,18 +352,28 @@ def _mode(options: argparse.Namespace) -> Any:
 
 def _start_failure(options: argparse.Namespace, error: Exception) -> int:
     if isinstance(error, CheckpointUnusable):
-        _log.error("the state cannot be restored: %s", error)
+        _log.error("the state cannot be restored: %s", error, extra=about("failed"))
         return ExitCode.CHECKPOINT_UNUSABLE
     if isinstance(error, ClusterError):
-        _log.error("cannot join the cluster: %s", error)
+        _log.error("cannot join the cluster: %s", error, extra=about("failed"))
         return ExitCode.UNREACHABLE
     if isinstance(error, PSError):
-        _log.error("the coordinator refuses: %s", error)
+        _log.error("the coordinator refuses: %s", error, extra=about("failed"))
         return ExitCode.REFUSED
     _log.error(
-        "cannot listen on --host %s --port %d: %s; port 0 takes a free one", options.host, options.port, error
-    )
+        "cannot listen on --host %s --port %d: %s; %s",
+        options.host, options.port, error, _remedy(error, options.host), extra=about("failed"),
+    )  # fmt: skip
     return ExitCode.USAGE
+
+
+def _remedy(error: Exception, host: str) -> str:
+    """Return what can be done where a port cannot be bound."""
+    if isinstance(error, OSError) and error.errno == errno.EADDRNOTAVAIL:
+        return f"{host} is no address of this machine (ip addr lists them; 0.0.0.0 is all of them)"
+    if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
+        return "another process has that port, maybe a psserver that runs still; 0 takes a free one"
+    return "give another host or port"
 
 
 async def _until_stopped(server: Server, stop: asyncio.Event, *, with_stdin: bool) -> int:
@@ -281,9 +389,12 @@ async def _until_stopped(server: Server, stop: asyncio.Event, *, with_stdin: boo
         return ExitCode.DONE
     error = server.failed.result()
     if isinstance(error, CheckpointUnusable):
-        _log.error("the state cannot be restored: %s", error)
+        _log.error("the state cannot be restored: %s", error, extra=about("failed"))
         return ExitCode.CHECKPOINT_UNUSABLE
-    _log.error("the cluster is lost: %s", error)
+    if isinstance(error, AccessError):
+        _log.error("the coordinator refuses: %s", error, extra=about("failed"))
+        return ExitCode.REFUSED
+    _log.error("the cluster is lost: %s", error, extra=about("failed"))
     return ExitCode.CLUSTER_LOST
 
 

@@ -19,6 +19,7 @@ import protocol
 from protocol.connection import Connection
 from protocol.documents import CATALOGUE, STATUS
 from protocol.errors import BadRequest, JobMismatch, NotAMember, PSError, UnknownJob
+from protocol.events import Event, about
 from protocol.messages import (
     Attach,
     Attached,
@@ -49,8 +50,8 @@ from protocol.messages import (
     TensorInfo,
 )
 from protocol.sequences import fingerprint_of_work
-from protocol.status import ClusterStatus, DurabilityStatus, JobStatus, TensorStatus, Wait
-from psserver.call import Call
+from protocol.status import ClusterStatus, DurabilityStatus, History, JobStatus, TensorStatus, Wait
+from psserver.call import Call, Spawn
 from psserver.checkpoints import Disturbance, Jobs
 from psserver.coordinated_job import Job
 from psserver.coordinator_state import job_doc, job_state, plain_finish, plain_leased
@@ -58,13 +59,14 @@ from psserver.decisions import StepDecisions
 from psserver.durability.failpoints import failpoint
 from psserver.durability.manifest import SavedJob
 from psserver.durability.records import Key
+from psserver.history import JobHistory
 from psserver.jobs import Session, fenced
 from psserver.journal import plain_done
 from psserver.leases import Ledger
 from psserver.links import ShardLinks
 from psserver.membership import FailureSettings, Membership, Worker
 from psserver.placement import load_of, place_tensor
-from psserver.shard import NAMED, Shard, Spawn
+from psserver.shard import NAMED, Shard
 from psserver.store.spec import check_spec
 
 __all__ = ["Coordinator"]
@@ -108,6 +110,7 @@ class Coordinator:
     ) -> None:
         self._shard = shard
         self._jobs: dict[str, Job] = {}
+        self._histories: dict[str, JobHistory] = {}  # by job
         self._spawn = spawn
         self._settings = settings
         self._clock = clock
@@ -117,6 +120,7 @@ class Coordinator:
         self._members_may = asyncio.Event()  # or one that waits for workers' markers
         self._undisturbed.set()
         self._members_may.set()
+        self._asked_status: list[Call] = []
         self._untold: list[Callable[[], None]] = []  # decisions that became durable while a cut was prepared
         self.serving = asyncio.Event()
         self.changes = 0
@@ -316,6 +320,7 @@ class Coordinator:
     def take(self, jobs: dict[str, Job]) -> None:
         """Have these jobs instead of those that there are."""
         self._jobs = jobs
+        self._histories = {name: past for name, past in self._histories.items() if name in jobs}
         self._taken = self._clock()
         self._at_work.clear()
         self._untold.clear()
@@ -404,7 +409,10 @@ class Coordinator:
             self._change_staleness(job, staleness)
         self._decide(job)
         self._spawn(call.answer_with(self._announce_and_reply(job, call)))
-        _log.info("job %s: staleness %g, %d backup workers", job.name, job.staleness, job.backup)
+        _log.info(
+            "job %s: staleness %g, %d backup workers", job.name, job.staleness, job.backup,
+            extra=_about("job.changed", job),
+        )  # fmt: skip
 
     def _change_staleness(self, job: Job, staleness: float) -> None:
         """Have all workers begin at one step; what they are at work on still counts as before it."""
@@ -434,7 +442,7 @@ class Coordinator:
         job = self._job(request.job) if request.job is not None else self._only_job()
         session.job = job.name
         plan = job.ledger.plan if job.ledger else None
-        call.reply(Attached(job.name, self.links.addresses(), job.staleness, plan))
+        call.reply(Attached(job.name, self.links.addresses(), job.staleness, plan, self.links.timeline))
 
     def join(self, call: Call, session: Session, request: Join) -> None:
         """Make the client a worker; answer when the job may start."""
@@ -451,7 +459,10 @@ class Coordinator:
         if worker is None:
             self._check_not_at_work(call.connection)
             worker = self._new_worker(job, request)
-            _log.info("%s joined job %s from %s", worker.name, job.name, call.connection.peer)
+            _log.info(
+                "%s joined job %s from %s", worker.name, job.name, call.connection.peer,
+                extra=_about("worker.joined", job, worker),
+            )  # fmt: skip
         session.job, session.worker, session.incarnation = job.name, worker.id, worker.incarnation
         self._is_at(call.connection, job, worker)
         job.joining[worker.id] = call
@@ -467,8 +478,11 @@ class Coordinator:
             return
         if all(worker is not former for _, worker in self._at_work.values()):
             self._check_settings(job, request)
-            _log.warning("%s of job %s is dead: another process has come in its place", former.name, job.name)
             job.workers.replaced(former)
+            _log.warning(
+                "%s of job %s is dead: another process has come in its place", former.name, job.name,
+                extra=_about("worker.dead", job, former),
+            )  # fmt: skip
             self._is_out(job, former)
 
     async def _join_later(
@@ -520,7 +534,7 @@ class Coordinator:
             identity = (job.name, worker.id, worker.incarnation, worker.name)
             beat = (job.staleness, job.agreed.epoch, self._settings.heartbeat)
             clock = max(worker.begins or 0, job.since)  # the dial may have been turned meanwhile
-            joined = Joined(*identity, clock, self.links.addresses(), *beat, plan)
+            joined = Joined(*identity, clock, self.links.addresses(), *beat, plan, self.links.timeline)
             # If that were forgotten, nobody would miss its heartbeats, nor hear its votes.
             self._record(job, then=partial(call.reply, joined), changed=("job",))
 
@@ -563,7 +577,10 @@ class Coordinator:
             try:
                 self._worker(session, connection)
             except PSError as error:
-                _log.info("a worker of job %s came back too late: %s", job.name, error)
+                _log.info(
+                    "a worker of job %s came back too late: %s", job.name, error,
+                    extra=_about("worker.returned.late", job),
+                )  # fmt: skip
 
     def _is_at(self, connection: Connection, job: Job, worker: Worker) -> None:
         """Take note of the connection on which a worker was heard of last."""
@@ -580,7 +597,10 @@ class Coordinator:
         job, worker = self._worker(session, call.connection)
         job.workers.leave(worker, request.clock)
         self._is_out(job, worker)
-        _log.info("%s left job %s after %d steps", worker.name, job.name, request.clock)
+        _log.info(
+            "%s left job %s after %d steps", worker.name, job.name, request.clock,
+            extra=_about("worker.left", job, worker),
+        )  # fmt: skip
         self._record(job, then=lambda: call.reply(Empty()), changed=("job",))
 
     def connection_lost(self, connection: Connection) -> None:
@@ -589,7 +609,10 @@ class Coordinator:
         job, worker = self._at_work.pop(connection, (None, None))
         if job is not None and worker is not None:
             job.workers.disconnected(worker, self._clock())
-            _log.info("the connection of %s of job %s ended without a goodbye", worker.name, job.name)
+            _log.info(
+                "the connection of %s of job %s ended without a goodbye", worker.name, job.name,
+                extra=_about("worker.disconnected", job, worker),
+            )  # fmt: skip
 
     def tick(self, period: float) -> None:
         """Look after those that are silent; to be called every ``period`` seconds."""
@@ -599,6 +622,7 @@ class Coordinator:
         if asleep > self._settings.heartbeat:
             _log.warning("this server was not running for %.1f s; nobody is blamed for that", asleep)
             self.links.excuse(asleep, now)
+        self._note_history(now)
         waits = self.links.waits()
         if not self.serving.is_set():
             self.links.watch(now)
@@ -608,9 +632,22 @@ class Coordinator:
                 job.workers.excuse(asleep, now)
             self._note_clocks(job, now)
             for worker, reason in job.workers.bury(now, self._waited_for(job, waits)):
-                _log.warning("%s of job %s is dead: %s", worker.name, job.name, reason)
+                _log.warning(
+                    "%s of job %s is dead: %s", worker.name, job.name, reason,
+                    extra=_about("worker.dead" if worker.state == "dead" else "worker.left", job, worker),
+                )  # fmt: skip
                 self._is_out(job, worker)
         self.links.watch(now)
+
+    def _note_history(self, now: float) -> None:
+        """Have the curves go on, for whoever looks at them later."""
+        self.links.note_history(now)
+        for job in self._jobs.values():
+            live = job.workers.live()
+            if live and job.name not in self._histories:
+                self._histories[job.name] = JobHistory(self._settings.heartbeat)
+            if live:
+                self._histories[job.name].note(now, live)
 
     def _note_clocks(self, job: Job, now: float) -> None:
         """Take from this server's own shard how far the workers are, which is newer than their heartbeats."""
@@ -782,9 +819,23 @@ class Coordinator:
     # --- status
 
     def status(self, call: Call, request: Status) -> None:
-        """Report the state of the cluster."""
-        payload = STATUS.encode(self.cluster_status())
-        call.reply(StatusReport(STATUS.parts(payload)), (payload,))
+        """Report the state of the cluster: once to all who ask in the same turn of the event loop.
+
+        It takes long to tell, and one client may ask for it a thousand times in one breath.
+        """
+        if not self._asked_status:
+            asyncio.get_running_loop().call_soon(self._tell_status)
+        self._asked_status.append(call)
+
+    def _tell_status(self) -> None:
+        calls, self._asked_status = self._asked_status, []
+        try:
+            payload = STATUS.encode(self.cluster_status())
+            for call in calls:
+                call.reply(StatusReport(STATUS.parts(payload)), (payload,))
+        except Exception as error:
+            for call in calls:
+                call.fail_with(error)
 
     def cluster_status(self) -> ClusterStatus:
         """Return the state of the cluster."""
@@ -811,6 +862,7 @@ class Coordinator:
         furthest = self._furthest(job)
         self._note_clocks(job, now)
         leases = job.ledger.leases() if job.ledger else {}
+        past = self._histories.get(job.name)
         return JobStatus(
             name=job.name,
             staleness=job.staleness,
@@ -823,6 +875,7 @@ class Coordinator:
             waits=(*self._waits(job, now), *(wait for wait in shard_waits if wait.job == job.name)),
             dropped=store.dropped if store else 0,
             longest_wait=store.longest_wait if store else 0.0,
+            history=past.status(now) if past is not None else History(),
         )
 
     def waits(self) -> list[Wait]:
@@ -855,6 +908,10 @@ class Coordinator:
     def _names(self, job: Job, workers: Iterable[int]) -> tuple[str, ...]:
         wanted = set(workers)
         return tuple(worker.name for worker in job.workers if worker.id in wanted)[:NAMED]
+
+    def deaths(self) -> dict[str, int]:
+        """Return how many workers of each job were declared dead."""
+        return {job.name: job.workers.deaths for job in tuple(self._jobs.values())}
 
     def worker_states(self) -> Counter[str]:
         """Return how many workers, of all jobs, are in each state."""
@@ -911,6 +968,12 @@ class Coordinator:
         if job.ledger is None:
             raise BadRequest("the job was made without a plan of its data", field="job", value=job.name)
         return job.ledger
+
+
+def _about(event: Event, job: Job, worker: Worker | None = None) -> dict[str, object]:
+    """Return the fields of a log line about a job, and a worker of it."""
+    who = {} if worker is None else {"worker": worker.name}
+    return about(event, job=job.name, epoch=job.workers.epoch, **who)
 
 
 def _check_backup(backup: int | None) -> None:

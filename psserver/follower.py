@@ -10,6 +10,7 @@ from typing import Any, Final
 from protocol.connection import Array
 from protocol.documents import LOAD, SAVED
 from protocol.errors import BadRequest, PSError
+from protocol.events import about
 from protocol.messages import (
     Checkpoint,
     Checkpointed,
@@ -23,14 +24,14 @@ from protocol.messages import (
     SavedFiles,
     ShardJoined,
 )
-from psserver.call import Call
+from psserver.call import Call, Spawn
 from psserver.durability import documents
 from psserver.durability.failpoints import failpoint
 from psserver.durability.manifest import Header, Manifest
 from psserver.membership import FailureSettings
 from psserver.persistence import Identity, Persistence, Stopped
 from psserver.recovery import CLUSTER, Recovered, cluster_doc, recover
-from psserver.shard import Shard, Spawn
+from psserver.shard import Shard
 from psserver.shard_part import ShardPart
 from psserver.shard_state import Snapshot
 from psserver.uplink import Uplink
@@ -206,7 +207,10 @@ class Follower:
         try:
             files = SavedFiles(await part.save(header, snapshot))
         except (OSError, ValueError, PSError) as error:
-            _log.error("checkpoint %d cannot be written: %s", number, error)
+            _log.error(
+                "checkpoint %d cannot be written: %s", number, error,
+                extra=about("checkpoint.failed", checkpoint=number),
+            )  # fmt: skip
             problem = str(error)[:_LONGEST]
         payload = SAVED.encode(files)
         try:

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from protocol.auth import MAY, Examiner, Role
 from protocol.errors import BadTensor, Fenced, NotAMember, UnknownTensor
-from protocol.messages import Done, Epoch
+from protocol.messages import Done, Epoch, Request
 from psserver.arriving import Asked, Block, KnownKeys
 from psserver.backups import Backups
 from psserver.call import Call
@@ -25,12 +26,22 @@ _CURSORS: Final = 10_000
 
 @dataclass(slots=True)
 class Session:
-    """What a connection has said about itself, and which lists of keys it has sent."""
+    """What a connection has said about itself, what it may ask for, and which lists of keys it has sent.
+
+    ``examiner`` is there between its ``auth`` and its ``hello``.
+    """
 
     job: str | None = None
     worker: int | None = None
     incarnation: int | None = None
+    role: Role = Role.WORKER
+    examiner: Examiner | None = None
     keys: KnownKeys = field(default_factory=KnownKeys)
+    may: frozenset[type[Request]] = MAY[Role.WORKER]
+
+    def admit(self, role: Role) -> None:
+        """Let the peer ask for what this role may ask for."""
+        self.role, self.may, self.examiner = role, MAY[role], None
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,10 +26,11 @@ from protocol.errors import (
     NotReady,
     PSError,
 )
+from protocol.events import about
 from protocol.messages import Checkpointed, Install, Load, Request, Restore
 from protocol.status import DurabilityStatus
 from psserver import restoring
-from psserver.call import Call
+from psserver.call import Call, Spawn
 from psserver.checkpoints import Checkpoints
 from psserver.coordinator import Coordinator
 from psserver.durability import checkpoint, directories
@@ -41,7 +42,7 @@ from psserver.metrics import ServerMetrics
 from psserver.persistence import Identity, Persistence, Stopped
 from psserver.recovery import CLUSTER, Recovered, cluster_doc, recover
 from psserver.restoring import Restored
-from psserver.shard import Shard, Spawn
+from psserver.shard import Shard
 from psserver.shard_part import ShardPart, open_foreign
 from psserver.shard_state import Snapshot
 
@@ -182,7 +183,7 @@ class Lead:
         if restored is None:
             restored = restoring.nothing(len(self._links))
             await self._load(restored)
-            _log.warning("there is no checkpoint: the cluster begins anew")
+            _log.warning("there is no checkpoint: the cluster begins anew", extra=about("state.replaced"))
         await self._install(restored, is_foreign=False)
 
     async def _load_newest(self, storage: Storage, url: str, numbers: Sequence[int]) -> Restored | None:
@@ -191,7 +192,10 @@ class Lead:
                 restored = await self._read(storage, url, number)
                 await self._load(restored)
             except CheckpointUnusable as error:
-                _log.error("checkpoint %d is skipped: %s", number, error)
+                _log.error(
+                    "checkpoint %d is skipped: %s", number, error,
+                    extra=about("checkpoint.unusable", checkpoint=number),
+                )  # fmt: skip
                 continue
             return restored
         if numbers:
@@ -381,5 +385,7 @@ def _newest(storage: Storage) -> Manifest | None:
         try:
             return checkpoint.read_manifest(storage, number)
         except CheckpointUnusable as error:
-            _log.error("checkpoint %d: %s", number, error)
+            _log.error(
+                "checkpoint %d: %s", number, error, extra=about("checkpoint.unusable", checkpoint=number)
+            )
     return None

@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final, Literal, get_args
 
 import numpy.typing as npt
 
 from protocol.connection import Answer, Connection
 from protocol.documents import EPOCH
 from protocol.errors import BadRequest, ConnectionLost, ShuttingDown
+from protocol.events import about
 from protocol.messages import Announce, Decide, Epoch, JoinShard, Request, ShardJoined
 from protocol.status import Load, ShardStatus, Wait, Waits
 from psserver.call import Call
 from psserver.failure import FailureDetector
+from psserver.history import Recent
 from psserver.membership import FailureSettings
 from psserver.shard import Shard
 
-__all__ = ["ShardLinks"]
+__all__ = ["SHARD_STATES", "ShardLinks"]
 
 _log = logging.getLogger(__name__)
+
+_POINTS: Final = 120
+"""Stretches of time, each of a heartbeat, that a server's requests are told of."""
+
+State = Literal["joining", "ready", "suspect", "lost"]
+
+SHARD_STATES: Final = get_args(State)
 
 
 @dataclass(slots=True)
@@ -59,6 +69,7 @@ class ShardLinks:
         durability: what all servers keep. Unless nothing, one that has died may come back without its state.
         known: servers with these numbers have been here, and know their numbers if they come back.
         must_load: some server has not the state that it should have: all have to load a checkpoint.
+        metrics_port: where the coordinator's status page is; None: nowhere.
     """
 
     def __init__(
@@ -79,12 +90,14 @@ class ShardLinks:
         self.durability = "none"
         self.known = 0
         self.must_load = False
+        self.metrics_port: int | None = None
         self._settings = settings
         self._missed = missed
         self._has_jobs = has_jobs
         self._now = now
         self._links: list[_Link | None] = [self._link("", None), *[None] * (count - 1)]
         self._loads = [0] * count  # bytes of parameters placed there
+        self._requests = [Recent(settings.heartbeat, _POINTS) for _ in range(count)]  # a second
         self._check_ready()
 
     def __len__(self) -> int:
@@ -129,8 +142,11 @@ class ShardLinks:
         self._links[shard] = link
         self._check_state(shard, request, returns=before is not None)
         joined = (shard, len(self._links), self.cluster, self._settings.heartbeat, self.timeline)
-        call.reply(ShardJoined(*joined, self.must_load))
-        _log.info("shard %d %s from %s", shard, "is back" if before else "joined", link.address)
+        call.reply(ShardJoined(*joined, self.must_load, self.metrics_port))
+        _log.info(
+            "shard %d %s from %s", shard, "is back" if before else "joined", link.address,
+            extra=about("shard.joined", about_shard=shard),
+        )  # fmt: skip
         for message in () if self.must_load else self._missed():
             self._tell(call.connection, message)
         link.open.set()
@@ -171,7 +187,7 @@ class ShardLinks:
         if request.timeline or returns or self._has_jobs():
             _log.warning(
                 "shard %d comes with the state of timeline %d, not %d: all go back to a checkpoint",
-                shard, request.timeline, self.timeline,
+                shard, request.timeline, self.timeline, extra=about("shard.outdated", about_shard=shard),
             )  # fmt: skip
             self.must_load = True
 
@@ -218,21 +234,29 @@ class ShardLinks:
             link.open.clear()
             link.waits = ()
             _log.warning(
-                "shard %d at %s is gone; what needs it waits until it comes back", number, link.address
-            )
+                "shard %d at %s is gone; what needs it waits until it comes back", number, link.address,
+                extra=about("shard.lost", about_shard=number),
+            )  # fmt: skip
         else:
             self._links[number] = None  # nothing is there yet: another server may take the number
-            _log.info("shard %d at %s is gone before the cluster was complete", number, link.address)
+            _log.info(
+                "shard %d at %s is gone before the cluster was complete", number, link.address,
+                extra=about("shard.lost", about_shard=number),
+            )  # fmt: skip
 
     def heartbeat(self, connection: Connection, told: Waits) -> None:
         """Take note that a server lives, and of what it tells."""
-        link = self._links[self.number_of(connection)]
+        number = self.number_of(connection)
+        link = self._links[number]
         assert link is not None  # noqa: S101 (it has a number)
         link.detector.beat(self._now())
         link.waits, link.problem, link.load = told.waits, told.problem, told.load
         if link.suspect:
             link.suspect = False
-            _log.info("shard at %s is heard of again", link.address)
+            _log.info(
+                "shard %d at %s is heard of again", number, link.address,
+                extra=about("shard.heard", about_shard=number),
+            )  # fmt: skip
 
     def watch(self, now: float) -> None:
         """Suspect servers that are silent, and hang up on those that are for too long: they may come back."""
@@ -240,11 +264,17 @@ class ShardLinks:
             if link is None or link.connection is None or not link.connection.is_open:
                 continue
             if now >= link.detector.dead_at:
-                _log.warning("shard %d at %s is silent; hanging up on it", number, link.address)
+                _log.warning(
+                    "shard %d at %s is silent; hanging up on it", number, link.address,
+                    extra=about("shard.late", about_shard=number),
+                )  # fmt: skip
                 link.connection.abort()
             elif now >= link.detector.suspect_at and not link.suspect:
                 link.suspect = True
-                _log.warning("shard %d at %s is late with its heartbeat", number, link.address)
+                _log.warning(
+                    "shard %d at %s is late with its heartbeat", number, link.address,
+                    extra=about("shard.late", about_shard=number),
+                )  # fmt: skip
 
     def excuse(self, seconds: float, now: float) -> None:
         """Do not hold ``seconds`` of silence against anybody."""
@@ -254,9 +284,15 @@ class ShardLinks:
 
     def all_open(self) -> bool:
         """Return whether no server is away."""
-        return all(
-            link is not None and (link.connection is None or link.connection.is_open) for link in self._links
-        )
+        return not self.away()
+
+    def away(self) -> list[int]:
+        """Return which servers have not joined, or are away."""
+        return [
+            shard
+            for shard, link in enumerate(self._links)
+            if link is None or (link.connection is not None and not link.connection.is_open)
+        ]
 
     # --- what they are told
 
@@ -359,20 +395,41 @@ class ShardLinks:
         told = [wait for link in self._links if link is not None for wait in link.waits]
         return [*self._own.waits(), *told]
 
+    def note_history(self, now: float) -> None:
+        """Have the curves go on of the servers that are there."""
+        for link, requests in zip(self._links, self._requests, strict=True):
+            if link is not None and link.connection is None:
+                requests.note(now, self._own.latest_load.requests_per_second)
+            elif link is not None and link.connection is not None and link.connection.is_open:
+                requests.note(now, link.load.requests_per_second)
+
     def status(self) -> tuple[ShardStatus, ...]:
         """Return what is known of each server."""
         return tuple(self._status(number, link) for number, link in enumerate(self._links))
 
+    def states(self) -> Counter[str]:
+        """Return how many servers are in each state; may be called from another thread."""
+        return Counter(_state(link) for link in self._links)
+
     def _status(self, number: int, link: _Link | None) -> ShardStatus:
         if link is None:
             return ShardStatus(number, "", "joining", 0, 0.0)
-        load = self._loads[number]
+        placed, now = self._loads[number], self._now()
+        past = self._requests[number].curve(now)
         if link.connection is None:
-            own = self._own
-            return ShardStatus(number, self.own_address, "ready", load, 0.0, own.log_problem, own.load())
-        state = "lost" if not link.connection.is_open else "suspect" if link.suspect else "ready"
-        silent = max(0.0, self._now() - link.detector.heard)
-        return ShardStatus(number, link.address, state, load, silent, link.problem, link.load)
+            told = (self._own.log_problem, self._own.load(), past)
+            return ShardStatus(number, self.own_address, "ready", placed, 0.0, *told)
+        state = _state(link)
+        silent = max(0.0, now - link.detector.heard)
+        return ShardStatus(number, link.address, state, placed, silent, link.problem, link.load, past)
+
+
+def _state(link: _Link | None) -> State:
+    if link is None:
+        return "joining"
+    if link.connection is not None and not link.connection.is_open:
+        return "lost"
+    return "suspect" if link.suspect else "ready"
 
 
 def _flags(durability: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Final
 
+from protocol.connection import Traffic
 from protocol.status import Load
 
 __all__ = ["LoadMeter"]
@@ -16,16 +17,20 @@ _WINDOW: Final = 5.0
 class LoadMeter:
     """Counts pushes and pulls, and the keys of rows in them.
 
+    Args:
+        traffic: the bytes that the server has received and sent.
+
     Attributes:
         requests: pushes and pulls so far.
         keys: keys in them so far.
     """
 
-    __slots__ = ("_seen", "keys", "requests")
+    __slots__ = ("_seen", "_traffic", "keys", "requests")
 
-    def __init__(self) -> None:
+    def __init__(self, traffic: Traffic) -> None:
         self.requests = self.keys = 0
-        self._seen: deque[tuple[float, int, int]] = deque()
+        self._traffic = traffic
+        self._seen: deque[tuple[float, tuple[int, ...]]] = deque()
 
     def read(self, nbytes: int, rows: int, now: float) -> Load:
         """Return the load; to be called now and then.
@@ -35,12 +40,14 @@ class LoadMeter:
             rows: rows of tables.
             now: seconds, monotonic.
         """
-        self._seen.append((now, self.requests, self.keys))
+        counted = (self.requests, self.keys, self._traffic.received, self._traffic.sent)
+        self._seen.append((now, counted))
         while len(self._seen) > 2 and now - self._seen[1][0] >= _WINDOW:
             self._seen.popleft()
-        began, requests, keys = self._seen[0]
+        began, before = self._seen[0]
         seconds = now - began
-        rates = (0.0, 0.0)
-        if seconds > 0:
-            rates = ((self.requests - requests) / seconds, (self.keys - keys) / seconds)
+        rates = [
+            (count - earlier) / seconds if seconds > 0 else 0.0
+            for count, earlier in zip(counted, before, strict=True)
+        ]
         return Load(nbytes, rows, self.requests, self.keys, *rates)

@@ -35,9 +35,11 @@ from psserver.jobs import fenced
 from psserver.saved_state import AnyNumber, SavedState, as_text, check_once, check_saved
 from psserver.sequences import SavedSequence, Sequence
 
-__all__ = ["Death", "FailureSettings", "Membership", "Worker"]
+__all__ = ["STATES", "Death", "FailureSettings", "Membership", "Worker"]
 
 State = Literal["waiting", "training", "suspect", "left", "dead"]
+
+STATES: Final = get_args(State)
 
 LIVE: Final = ("training", "suspect")
 _PRESENT: Final = ("waiting", *LIVE)
@@ -108,7 +110,7 @@ class Worker:
 
 
 def _check_state(value: object, field: str) -> None:
-    check_saved(value in get_args(State), f"one of {', '.join(get_args(State))}", field, value)
+    check_saved(value in STATES, f"one of {', '.join(STATES)}", field, value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,13 +163,14 @@ class Membership:
 
     Attributes:
         epoch: the number of the latest change.
+        deaths: how often a worker was declared dead, since this process knows the job.
         started: whether enough have joined.
         needed: workers that the job starts with.
         first_incarnation: no worker that joins gets a lower one.
     """
 
     def __init__(self, needed: int, settings: FailureSettings, first_incarnation: int = 1) -> None:
-        self.epoch = 0
+        self.epoch = self.deaths = 0
         self.started = False
         self.needed = needed
         self.first_incarnation = first_incarnation
@@ -265,6 +268,10 @@ class Membership:
 
     def replaced(self, worker: Worker) -> None:
         """Another process has come under a worker's name."""
+        self._died(worker)
+
+    def _died(self, worker: Worker) -> None:
+        self.deaths += 1
         self._out(worker, "dead")
 
     def _out(self, worker: Worker, state: State) -> None:
@@ -333,7 +340,10 @@ class Membership:
             worker.held_up = min(worker.held_up, now) if worker.id in waited else math.inf
             reason = self._verdict(worker, now)
             if reason is not None:
-                self._out(worker, "left" if worker.state == "waiting" else "dead")
+                if worker.state == "waiting":
+                    self._out(worker, "left")
+                else:
+                    self._died(worker)
                 deaths.append(Death(worker, reason))
             elif worker.told and worker.state == "training" and now >= worker.detector.suspect_at:
                 worker.state = "suspect"

@@ -17,11 +17,13 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from protocol.connection import Traffic
+from protocol.errors import NotFinite
 
 __all__ = ["Gauges", "Histogram", "ServerMetrics"]
 
 _SECONDS: Final = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 _LONG_SECONDS: Final = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+_NOT_FINITE: Final = NotFinite.code.lower()
 _STEPS: Final = (0.0, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0)
 
 Gauges = Callable[[], Mapping[tuple[str, tuple[tuple[str, str], ...]], float]]
@@ -65,6 +67,7 @@ class ServerMetrics(Collector):
         self.request_seconds: dict[str, Histogram] = {}
         self.updates: Counter[str] = Counter()
         self.rejected_frames: Counter[str] = Counter()
+        self.failed_hellos: Counter[str] = Counter()
         self.barrier_wait = Histogram(_SECONDS)
         self.staleness = Histogram(_STEPS)
         self.updates_missed = Histogram(_STEPS)
@@ -76,6 +79,7 @@ class ServerMetrics(Collector):
         self.checkpoint_seconds = Histogram(_LONG_SECONDS)
         self.checkpoint_failures = 0
         self.log_failures: Callable[[], int] = lambda: 0
+        self.worker_deaths: Callable[[], Mapping[str, int]] = dict
         self._gauges = gauges
         self.registry = CollectorRegistry()
         self.registry.register(self)
@@ -94,6 +98,8 @@ class ServerMetrics(Collector):
         """Yield the metric families. Called from the thread that serves ``/metrics``."""
         requests = {(op, status): count for (op, status), count in dict(self.requests).items()}
         yield _counter("psserver_requests", "Requests answered.", ("op", "status"), requests)
+        not_finite = sum(count for (_, status), count in requests.items() if status == _NOT_FINITE)
+        yield _counter("psserver_not_finite", "Requests refused for NaN or infinity.", (), {(): not_finite})
         seconds = HistogramMetricFamily(
             "psserver_request_seconds", "From the arrival of a request to its reply.", labels=["op"]
         )
@@ -113,6 +119,12 @@ class ServerMetrics(Collector):
             "Frames that were not understood or not allowed.",
             ("reason",),
             {(reason,): count for reason, count in dict(self.rejected_frames).items()},
+        )
+        yield _counter(
+            "psserver_failed_hellos",
+            "Connections that were not greeted: who it is was not proven, or was not said in time.",
+            ("reason",),
+            {(reason,): count for reason, count in self._hellos().items()},
         )
         yield _histogram("psserver_barrier_wait_seconds", "Waits for the end of a step.", self.barrier_wait)
         yield _histogram(
@@ -164,7 +176,19 @@ class ServerMetrics(Collector):
         yield _counter(
             "psserver_log_failures", "Writes of the update log that failed.", (), {(): self.log_failures()}
         )
+        yield _counter(
+            "psserver_worker_deaths",
+            "Workers that were declared dead; on the coordinator only.",
+            ("job",),
+            {(job,): count for job, count in self.worker_deaths().items()},
+        )
         yield from self._gauge_families()
+
+    def _hellos(self) -> dict[str, int]:
+        """Return why peers were not greeted; those that said nothing were rejected, too."""
+        rejected = dict(self.rejected_frames)
+        silent = {"late": rejected.get("no_hello", 0), "rate": rejected.get("shut_out", 0)}
+        return dict(self.failed_hellos) | {reason: count for reason, count in silent.items() if count}
 
     def _gauge_families(self) -> Iterator[Metric]:
         families: dict[str, GaugeMetricFamily] = {}
@@ -176,15 +200,22 @@ class ServerMetrics(Collector):
 
 
 _GAUGES: Final = {
+    "psserver_build_info": "1, for the versions of the program and of the wire protocol that it speaks.",
     "psserver_connections": "Open connections.",
+    "psserver_shards": "Servers by state; on the coordinator only.",
     "psserver_workers": "Workers by state; on the coordinator only.",
     "psserver_worker_lag_steps": "Steps behind the furthest live worker; on the coordinator only.",
     "psserver_worker_examples_per_second": "Speed over the last heartbeats; on the coordinator only.",
     "psserver_membership_epoch": "Number of the latest membership epoch of a job.",
+    "psserver_barrier_waiting_seconds": "The longest that somebody waits now for others to end a step.",
     "psserver_parameters_bytes": "Bytes of parameters on this shard.",
     "psserver_sparse_rows": "Rows of sparse tables on this shard.",
     "psserver_log_unwritable": "1 while updates are refused because the log cannot be written.",
     "psserver_checkpoint_last_success_timestamp_seconds": "When the last checkpoint was completed.",
+    "psserver_checkpoint_every_seconds": "Time between two checkpoints; 0: they are taken on demand.",
+    "psserver_checkpoint_unsaved_seconds": "Since when there is something that no checkpoint has.",
+    "psserver_disk_free_bytes": "Bytes that may be used on the disk of checkpoints and update log.",
+    "psserver_disk_total_bytes": "Bytes of that disk.",
     "psserver_timeline": "Number of times, from 1, that the cluster's state was taken up from a checkpoint.",
 }
 

@@ -18,9 +18,10 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, ParamSpec, TypeVar
+from typing import Any, Final, Literal, NamedTuple, ParamSpec, TypeVar
 
 from protocol.errors import CheckpointUnusable
+from protocol.events import about
 from protocol.messages import SavedFile
 from psserver.durability import checkpoint, directories, documents
 from psserver.durability.checkpoint import SavedArray
@@ -31,7 +32,7 @@ from psserver.durability.object_storage import open_storage
 from psserver.durability.storage import LocalStorage, Storage, read_all
 from psserver.shard_state import Snapshot
 
-__all__ = ["DurabilitySettings", "Identity", "Persistence", "Stopped"]
+__all__ = ["DurabilitySettings", "Identity", "Persistence", "Space", "Stopped"]
 
 _log = logging.getLogger(__name__)
 
@@ -83,6 +84,13 @@ class Stopped:
     alone: bool = False
 
 
+class Space(NamedTuple):
+    """Bytes of a disk: those that may be used still, and all."""
+
+    free: int
+    total: int
+
+
 class Persistence:
     """One server's storage.
 
@@ -107,6 +115,16 @@ class Persistence:
         """Run ``work``, which blocks, in this storage's thread."""
         call = lambda: work(*arguments, **named)  # noqa: E731 (run_in_executor takes no keywords)
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
+
+    def space(self) -> Space | None:
+        """Return how much room there is; None if that cannot be known, as of object stores. Blocks."""
+        if not isinstance(self.storage, LocalStorage):
+            return None
+        try:
+            disk = os.statvfs(self.storage.root)
+        except OSError:  # it is not there yet, or not any more: who writes there says what is wrong
+            return None
+        return Space(disk.f_bavail * disk.f_frsize, disk.f_blocks * disk.f_frsize)
 
     def close(self) -> None:
         """End the thread, and let others be this shard."""
@@ -268,7 +286,10 @@ class Persistence:
                 manifest = checkpoint.read_manifest(self.storage, number)
                 state, arrays = checkpoint.load_shard(self.storage, number, shard, manifest=manifest)
             except CheckpointUnusable as error:
-                _log.error("checkpoint %d is skipped: %s", number, error)
+                _log.error(
+                    "checkpoint %d is skipped: %s", number, error,
+                    extra=about("checkpoint.unusable", checkpoint=number),
+                )  # fmt: skip
                 continue
             if shards is not None and manifest.header.shards != shards:
                 raise CheckpointUnusable(

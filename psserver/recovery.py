@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from protocol.errors import BadRequest, CheckpointUnusable
+from protocol.events import about
 from psserver.coordinated_job import Job
 from psserver.coordinator_state import replay_job, restored_jobs
 from psserver.durability import checkpoint
@@ -108,7 +109,10 @@ def _from_clean_stop(
         jobs = _coordinators_jobs(storage, shard, stopped.checkpoint, shards, failure, now)
         shard.install(state.state, arrays)
     except (CheckpointUnusable, BadRequest) as error:
-        _log.error("the state with which this shard stopped is not usable: %s", error)
+        _log.error(
+            "the state with which this shard stopped is not usable: %s", error,
+            extra=about("checkpoint.unusable"),
+        )  # fmt: skip
         shard.replace((), {}, {})
         return Recovered()
     return Recovered(stopped.cluster, stopped.timeline, jobs=jobs)

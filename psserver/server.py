@@ -4,38 +4,47 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import numpy as np
 
 import protocol
-from protocol.addresses import join_address
+from protocol.addresses import join_address, split_address
+from protocol.auth import LEAST_ROLE, NONCE, Examiner, Role
 from protocol.connection import Array, Connection, dial
+from protocol.credentials import Access, Credentials
+from protocol.daemon.exposition import Page
 from protocol.daemon.logs import RateLimited
 from protocol.documents import EPOCH, MOST, SAVED, WAITS
 from protocol.errors import (
+    AccessError,
     BadRequest,
     BadTensor,
     CheckpointUnusable,
     ConnectionLost,
+    Forbidden,
     LogUnwritable,
     NotReady,
     PSError,
     ShuttingDown,
+    Unauthenticated,
     Unreachable,
     VersionMismatch,
     WireError,
 )
-from protocol.frames import VERSION
+from protocol.events import about
+from protocol.frames import VERSION, encode_prelude
 from protocol.messages import (
     REQUESTS,
     Announce,
     Attach,
+    Auth,
     Checkpoint,
     Completed,
     Create,
@@ -69,17 +78,24 @@ from protocol.messages import (
     ShardJoined,
     Status,
     Welcome,
+    encode_error,
 )
 from protocol.status import Wait, Waits
+from protocol.tls_layer import TLSLayer
+from psserver import gauges
 from psserver.call import Call
 from psserver.coordinator import Coordinator
+from psserver.doors import DoorSettings
 from psserver.follower import Follower
 from psserver.jobs import Session
 from psserver.lead import Lead
 from psserver.membership import FailureSettings
 from psserver.metrics import ServerMetrics
+from psserver.patience import PatienceSettings
 from psserver.persistence import DurabilitySettings, Persistence
+from psserver.reception import Reception, ReceptionSettings
 from psserver.shard import Shard
+from psserver.status_page import coordinator_pages, other_pages
 from psserver.uplink import Uplink, UplinkSettings
 
 __all__ = ["Server", "ServerSettings"]
@@ -87,14 +103,14 @@ __all__ = ["Server", "ServerSettings"]
 _log = logging.getLogger(__name__)
 
 _WAIT_FOR_READY: Final = (Attach, Join, Create, Describe, Set)
+_BACKLOG: Final = 4096  # a flood must not fill the system's queue: who is behind it would wait for seconds
 _TICKS: Final = 4  # looks a heartbeat interval at who is silent
-_NAMED_WORKERS: Final = 100  # workers of a job with metric labels of their own
-_NAMED_TABLES: Final = 100  # tables of a job, too
 _DOCUMENTS: Final = frozenset((Announce, ShardBeat, Saved, Completed, Load))
 _LAST_WITHIN: Final = 25.0  # seconds for a last checkpoint: less than Kubernetes gives a process to stop
 _WHEN_FROZEN: Final = frozenset(  # what does not change the state that is being saved
     (Ping, Status, Announce, Decide, Hold, Cut, Release, Completed, ShardBeat, Ended, Saved)
 )
+_GREETINGS: Final = frozenset((Auth.op, Hello.op))
 _OPS: Final = frozenset(cls.op for cls in REQUESTS)
 
 
@@ -105,7 +121,12 @@ class ServerSettings:
     ``join`` is the coordinator's address; None: this server is the coordinator and shard 0. ``advertise`` is
     where workers reach this server, if not where it is bound. ``failure`` matters to the coordinator, which
     tells the others, and ``reconnect_for`` to the others. Without ``durability`` nothing outlives it. With
-    ``compiled`` sparse tables are computed by compiled kernels, where Numba is installed.
+    ``compiled`` sparse tables are computed by compiled kernels, where Numba is installed. ``access`` says how
+    those who connect prove who they are, and how this server does.
+
+    One address has at most ``per_address`` of the ``max_connections`` (None: half), and ``kept_connections``
+    more are for operators and servers. Who says no hello within ``hello_within``, nothing for
+    ``idle_timeout``, or does not read its replies for ``write_timeout`` is shown out.
     """
 
     host: str = "127.0.0.1"
@@ -119,9 +140,27 @@ class ServerSettings:
     reconnect_for: float = 60.0
     max_frame: int = 1 << 30
     max_connections: int = 1024
+    per_address: int | None = None
+    kept_connections: int = 8
     hello_within: float = 5.0
+    idle_timeout: float = 60.0
+    write_timeout: float = 30.0
     name_waits_after: float = 1.0
     compiled: bool = False
+    access: Access = field(default_factory=Access)
+
+    @property
+    def reception(self) -> ReceptionSettings:
+        """Who is let in, and how long one waits for whom."""
+        half = -(-self.max_connections // 2)
+        doors = DoorSettings(
+            connections=self.max_connections,
+            strangers=half,
+            per_address=self.per_address or half,
+            kept=self.kept_connections,
+        )
+        patience = PatienceSettings(self.hello_within, write=self.write_timeout, idle=self.idle_timeout)
+        return ReceptionSettings(doors, patience, self.max_frame)
 
     @property
     def keeps(self) -> str:
@@ -134,6 +173,7 @@ class Server:
 
     def __init__(self, settings: ServerSettings) -> None:
         self._settings = settings
+        self._credentials = Credentials(settings.access, serving=True)
         self.metrics = ServerMetrics(self._gauges)
         self._tasks: set[asyncio.Task[None]] = set()
         self._shard = Shard(self.metrics, self._spawn, self._report)
@@ -145,6 +185,7 @@ class Server:
         self._persistence: Persistence | None = None
         self.metrics.log_failures = self._log_failures
         self.metrics.keys_refused = self._keys_refused
+        self.metrics.worker_deaths = self._worker_deaths
         if settings.durability is not None:
             self._persistence = Persistence(settings.durability, self.metrics.log_fsync.observe)
         if settings.join is None:
@@ -162,12 +203,17 @@ class Server:
                 )
         else:
             self._follower = Follower(self._shard, self._persistence, self._spawn, self._drop_clients)
-        self._connections: set[Connection] = set()
+        self._reception = Reception(
+            settings.reception, self, self.metrics.traffic, self.metrics.rejected_frames
+        )
+        self._connections = self._reception.connections
         self._listener: asyncio.Server | None = None
         self._uplink: Uplink | None = None
         self._stopping = False
-        self._rejected_log = RateLimited(_log, interval=1.0)
+        self._refused_log = RateLimited(_log, interval=1.0)
+        self._waits: Sequence[Wait] = ()  # for steps, as last looked
         self._making_ready: asyncio.Task[None] | None = None
+        self._page_port: int | None = None  # of the coordinator's status page
         self.failed: asyncio.Future[PSError] | None = None
 
     # --- from start to stop
@@ -187,7 +233,7 @@ class Server:
         # Nobody can be answered by a coordinator that does not know yet which cluster's it is.
         serving = self._lead is None
         self._listener = await loop.create_server(
-            self._accept, settings.host, settings.port, backlog=1024, start_serving=serving
+            self._accept, settings.host, settings.port, backlog=_BACKLOG, start_serving=serving
         )
         host, port = self._listener.sockets[0].getsockname()[:2]
         address = join_address(host, port)
@@ -271,9 +317,12 @@ class Server:
         except (PSError, TimeoutError, OSError) as error:
             reason = str(error) or f"not within {_LAST_WITHIN:g} s"
             if self._shard.journal.log is not None:
-                _log.info("no last checkpoint was taken, the update log has it all: %s", reason)
+                _log.info(
+                    "no last checkpoint was taken, the update log has it all: %s", reason,
+                    extra=about("checkpoint.failed"),
+                )  # fmt: skip
             else:
-                _log.warning("no last checkpoint was taken: %s", reason)
+                _log.warning("no last checkpoint was taken: %s", reason, extra=about("checkpoint.failed"))
 
     def _drop_clients(self) -> None:
         """End the connections of clients, which make new ones: the state is another one."""
@@ -288,6 +337,16 @@ class Server:
         if self._coordinator is not None:
             return self._coordinator.serving.is_set()
         return self._uplink is not None and self._uplink.is_open and self._serves()
+
+    def identity(self) -> dict[str, object]:
+        """Return this server's number and, if it has one job only, which and its epoch, for log lines."""
+        number = self._shard.number or self._settings.shard
+        if number is None and self._coordinator is not None:
+            number = 0
+        jobs = tuple(self._shard.jobs.values())  # called from any thread
+        if len(jobs) != 1:
+            return {"shard": number}
+        return {"shard": number, "job": jobs[0].name, "epoch": jobs[0].epoch}
 
     def _serves(self) -> bool:
         """Return whether this server has the state that it should have."""
@@ -310,13 +369,12 @@ class Server:
             lambda: Waits(tuple(self._shard.waits()), self._shard.log_problem, self._shard.load()),
             self._joined,
             lambda: (follower.found.cluster, follower.timeline, follower.found.lost),
+            lambda: self._credentials.servers_token,
         )
         try:
             joined = await self._uplink.join()
-        except (Unreachable, ConnectionLost):
-            if self._persistence is None:
-                raise
-            joined = await self._uplink.try_to_join()  # this may be a restart; the coordinator's may be, too
+        except (Unreachable, ConnectionLost) as error:
+            joined = await self._uplink.try_to_join(error)  # it may be about to start, too
         await self._joined(joined)
         self._spawn(self._keep(self._uplink))
 
@@ -324,6 +382,7 @@ class Server:
         """Take the place that the coordinator gives."""
         assert self._follower is not None  # noqa: S101 (who joins has one)
         self._shards = joined.shards
+        self._page_port = joined.metrics_port
         await self._follower.joined(joined)
         self._shard.report_all()
 
@@ -334,9 +393,15 @@ class Server:
             self._fail(error)
 
     async def _dial_coordinator(self, host: str, port: int) -> Connection:
+        self._credentials.look()
         try:
             connection = await dial(
-                host, port, self, max_payload=self._settings.max_frame, traffic=self.metrics.traffic
+                host,
+                port,
+                self,
+                max_payload=self._settings.max_frame,
+                traffic=self.metrics.traffic,
+                tls=self._credentials.dialling,
             )
         except OSError as error:
             raise Unreachable(
@@ -345,7 +410,7 @@ class Server:
                 value=f"{host}:{port}",
             ) from error
         connection.session = Session()
-        connection.greeted = True  # the coordinator only answers on it, and tells epochs
+        connection.session.admit(Role.ADMIN)  # the coordinator answers on it, and tells epochs
         self._connections.add(connection)
         return connection
 
@@ -364,23 +429,17 @@ class Server:
             coordinator.tick(period)
 
     def _accept(self) -> asyncio.BaseProtocol:
-        if len(self._connections) >= self._settings.max_connections:
-            return _TurnedAway(self._turned_away)
-        connection = Connection(
-            self, max_payload=self._settings.max_frame, traffic=self.metrics.traffic, server=True
-        )
-        connection.session = Session()
-        self._connections.add(connection)
-        return connection
+        """Return what the loop talks to: a connection that somebody makes, or TLS below it."""
+        guest = self._reception.accept()
+        guest.expects = _GREETINGS
+        serving = self._credentials.serving
+        if serving is None:
+            return guest
+        return TLSLayer(guest, serving.context, channel=serving.channel, refusal=_speak_tls())
 
-    def _turned_away(self, peer: object) -> None:
-        self._count_rejected("connections")
-        self._rejected_log.warning(
-            asyncio.get_running_loop().time(),
-            "refused %s: --max-connections %d are open",
-            peer,
-            self._settings.max_connections,
-        )
+    def reload(self) -> None:
+        """Read tokens and certificates again; what is connected stays so."""
+        self._credentials.look(anyway=True)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run ``work`` in a task that ``stop`` awaits."""
@@ -392,26 +451,30 @@ class Server:
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
         if error is not None:
-            _log.error("a task of this server failed", exc_info=error)
+            _log.error("a task of this server failed", exc_info=error, extra=about("request.failed"))
 
     async def _watch(self) -> None:
-        """Once a second: hang up on who says no hello, look after tables, name whom a step waits for."""
+        """Once a second: show out who is too slow, look after files and tables, name who keeps others."""
         loop = asyncio.get_running_loop()
         named: set[tuple[str, int, str]] = set()  # waits that were logged
         while True:
             await asyncio.sleep(1.0)
-            now = loop.time()
-            for connection in tuple(self._connections):
-                if connection.greeted or now - connection.opened < self._settings.hello_within:
-                    continue
-                self._count_rejected("no_hello")
-                connection.abort()
+            self._reception.look(loop.time(), self._heartbeat)
+            self._credentials.look()
             self._shard.load()  # the rates are over what was read before
             self._shard.drop_rows()
             if self._settings.compiled:
                 self._shard.use_compiled()
-            waits = self._coordinator.waits() if self._coordinator else self._shard.waits()
-            named = self._name(waits, named)
+            if self._lead is not None:
+                self._lead.checkpoints.look()
+            self._waits = self._coordinator.waits() if self._coordinator else self._shard.waits()
+            named = self._name(self._waits, named)
+
+    @property
+    def _heartbeat(self) -> float:
+        """Seconds between two words of a client, as far as this server knows."""
+        own = self._settings.failure.heartbeat
+        return own if self._uplink is None else max(own, self._uplink.heartbeat)
 
     def _name(self, waits: Sequence[Wait], named: set[tuple[str, int, str]]) -> set[tuple[str, int, str]]:
         """Log each wait that has become long, once; return those that were, as long as they last."""
@@ -421,6 +484,7 @@ class Server:
             _log.warning(
                 "job %s: %s on shard %d waits for %s since %.1f s",
                 wait.job, wait.what, wait.shard, ", ".join(wait.waiting_for), wait.seconds,
+                extra=about("wait.long", job=wait.job, about_shard=wait.shard, waiting_for=wait.waiting_for),
             )  # fmt: skip
         return set(long)
 
@@ -429,8 +493,10 @@ class Server:
     def prepare(self, connection: Connection, request: Any) -> Sequence[Array]:
         """Return where the payload of a request goes."""
         kind = type(request)
-        if not connection.greeted and kind is not Hello:
+        if not connection.greeted and request.op not in _GREETINGS:
             raise BadRequest("the first request of a connection is hello", field="op", value=request.op)
+        if kind not in connection.session.may:
+            raise _forbidden(connection.session.role, request)
         if self._stopping:
             raise ShuttingDown("the server is stopping")
         if kind is Push or kind is PushPull:
@@ -461,8 +527,11 @@ class Server:
                 raise ShuttingDown("the server is stopping")
             case Init():
                 self._shard.init(call, session, request, arrays)
+            case Auth():
+                self._auth(call, session, request)
             case Hello():
                 self._hello(call, session, request)
+                self._reception.greeted(call.connection)
             case Ping():
                 call.reply(Empty())
             case Marker():
@@ -476,16 +545,29 @@ class Server:
 
     def refused(self, connection: Connection, op: str, error: PSError) -> None:
         """Count a request that was refused, or bytes that made no sense."""
+        self._reception.refused(connection, error)
+        if connection.expects:
+            self._not_greeted(connection, op, error)
         if isinstance(error, WireError) or not op:
-            self._count_rejected(error.code.lower())
-            now = asyncio.get_running_loop().time()
-            self._rejected_log.warning(now, "rejected a frame from %s: %s", connection.peer, error)
+            self.metrics.rejected_frames[error.code.lower()] += 1
+            self._reception.log_rejected(connection, error)
         else:
             self.metrics.requests[op if op in _OPS else "other", error.code.lower()] += 1
 
+    def _not_greeted(self, connection: Connection, op: str, error: PSError) -> None:
+        """Count why a hello failed; who cannot prove who it is gets no second try on this connection."""
+        reason = _why_not_greeted(error)
+        if reason:
+            self.metrics.failed_hellos[reason] += 1
+        if isinstance(error, AccessError):
+            loop = asyncio.get_running_loop()
+            if op:
+                self._refused_log.warning(loop.time(), "did not greet %s: %s", connection.peer, error)
+            loop.call_soon(connection.close)  # when it has been told
+
     def lost(self, connection: Connection) -> None:
         """Forget a connection."""
-        self._connections.discard(connection)
+        self._reception.lost(connection)
         if self._coordinator is not None and not self._stopping:
             shard = self._coordinator.links.find(connection)
             if shard is not None and self._lead is not None:
@@ -494,6 +576,30 @@ class Server:
 
     # --- requests
 
+    def _auth(self, call: Call, session: Session, request: Auth) -> None:
+        if call.connection.greeted or session.examiner is not None:
+            raise BadRequest(
+                "a connection says auth once, and before its hello", field="op", value=request.op
+            )
+        if not self._credentials.tokens:
+            raise Unauthenticated(
+                "this server knows no tokens: start it with --token-file, or leave the client's away",
+                field="proof",
+                value="unknown",
+            )
+        session.examiner = Examiner(request, secrets.token_bytes(NONCE))
+        call.reply(session.examiner.challenge())
+
+    def _examine(self, call: Call, session: Session, request: Hello) -> tuple[Role, str | None]:
+        """Return what the peer may do, and the server's own proof if it is asked for one."""
+        if not self._credentials.tokens:
+            return Role.ADMIN, None
+        if session.examiner is None:
+            raise Unauthenticated(
+                "this server takes nobody without a token; give --token-file", field="proof", value="absent"
+            )
+        return session.examiner.examine(request, call.connection.channel, self._credentials.tokens)
+
     def _hello(self, call: Call, session: Session, request: Hello) -> None:
         if call.connection.greeted:
             raise BadRequest("a connection says hello once", field="op", value=request.op)
@@ -501,9 +607,11 @@ class Server:
             raise VersionMismatch(
                 f"this server speaks protocol version {VERSION}", field="versions", value=request.versions
             )
+        role, proof = self._examine(call, session, request)
         if request.job is not None and not self._serves():
             raise NotReady("the server is taking up its state; ask again")
-        call.connection.greeted = True
+        session.admit(role)
+        call.connection.greeted, call.connection.expects = True, ()
         session.job, session.worker, session.incarnation = request.job, request.worker, request.incarnation
         server = f"psserver/{protocol.__version__}"
         if self._coordinator is not None:
@@ -516,7 +624,7 @@ class Server:
             self._settings.max_frame,
             self._timeline,
         )
-        call.reply(Welcome(*welcome))
+        call.reply(Welcome(*welcome, proof=proof))
 
     @property
     def _timeline(self) -> int:
@@ -613,8 +721,17 @@ class Server:
 
     # --- metrics
 
-    def _count_rejected(self, reason: str) -> None:
-        self.metrics.rejected_frames[reason] += 1
+    def pages(self, loop: asyncio.AbstractEventLoop) -> Mapping[str, Page]:
+        """Return what the metrics port of this server, which runs in ``loop``, shows besides metrics."""
+        if self._coordinator is not None:
+            return coordinator_pages(self._coordinator.cluster_status, loop)
+        host = self._settings.join[0] if self._settings.join is not None else ""
+        return other_pages(lambda: (host, self._page_port), lambda: self._shard.number)
+
+    def page_is_at(self, address: str) -> None:
+        """Have the other servers point to the status page there."""
+        if self._coordinator is not None:
+            self._coordinator.links.metrics_port = split_address(address)[1]
 
     def _log_failures(self) -> int:
         log = self._shard.journal.log
@@ -626,33 +743,28 @@ class Server:
             found[job.label] += sum(table.refused for table in job.tables())
         return found
 
+    def _worker_deaths(self) -> Mapping[str, int]:
+        found: Counter[str] = Counter()
+        deaths = self._coordinator.deaths() if self._coordinator is not None else {}
+        for name, count in deaths.items():
+            job = self._shard.jobs.get(name)
+            if job is not None:
+                found[job.label] += count
+        return found
+
     def _gauges(self) -> Mapping[tuple[str, tuple[tuple[str, str], ...]], float]:
-        found: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {
-            ("psserver_connections", ()): len(self._connections)
+        found: gauges.Values = {
+            ("psserver_build_info", (("version", protocol.__version__), ("protocol", str(VERSION)))): 1.0,
+            ("psserver_connections", ()): len(self._connections),
+            ("psserver_timeline", ()): self._timeline,
         }
-        for job in list(self._shard.jobs.values()):
-            key = ("psserver_parameters_bytes", (("job", job.label),))
-            found[key] = found.get(key, 0) + job.nbytes
-            for number, table in enumerate(job.tables()):
-                name = table.name if number < _NAMED_TABLES else "other"
-                rows = ("psserver_sparse_rows", (("job", job.label), ("table", name)))
-                found[rows] = found.get(rows, 0) + table.rows
-        epoch = max((job.epoch for job in list(self._shard.jobs.values())), default=0)
-        found["psserver_membership_epoch", ()] = epoch
-        found["psserver_timeline", ()] = self._timeline
-        if self._shard.journal.log is not None:
-            found["psserver_log_unwritable", ()] = float(bool(self._shard.log_problem))
-        if self._lead is not None and self._lead.checkpoints.last is not None:
-            finished = self._lead.checkpoints.finished
-            found["psserver_checkpoint_last_success_timestamp_seconds", ()] = finished
+        found |= gauges.of_shard(self._shard, self._waits)
+        if self._persistence is not None:
+            found |= gauges.of_storage(self._persistence)
+        if self._lead is not None and self._settings.durability is not None:
+            found |= gauges.of_checkpoints(self._lead.checkpoints, self._settings.durability.every)
         if self._coordinator is not None:
-            for state, count in self._coordinator.worker_states().items():
-                found["psserver_workers", (("state", state),)] = count
-            for job_name, worker, lag, speed in self._coordinator.workers_at_work():
-                if worker < _NAMED_WORKERS and job_name in self._shard.jobs:
-                    labels = (("job", self._shard.jobs[job_name].label), ("worker", str(worker)))
-                    found["psserver_worker_lag_steps", labels] = lag
-                    found["psserver_worker_examples_per_second", labels] = speed
+            found |= gauges.of_coordinator(self._coordinator, self._shard.jobs)
         return found
 
 
@@ -668,6 +780,41 @@ def _storage_named(settings: DurabilitySettings | None) -> Iterator[None]:
         ) from error
 
 
+def _speak_tls() -> bytes:
+    """Return an error as a client can read it that speaks no TLS."""
+    error = Unauthenticated(
+        "this server speaks TLS only; give --tls-ca, and --tls-cert and --tls-key if it asks for them",
+        field="tls",
+        value="plain",
+    )
+    header = encode_error(0, error)
+    return encode_prelude(len(header), 0) + header
+
+
+def _why_not_greeted(error: PSError) -> str:
+    """Return the reason under which a hello that failed is counted; "": it may yet come."""
+    match error:
+        case Unauthenticated(field="tls"):
+            return error.value
+        case Unauthenticated():
+            return "missing" if error.value == "absent" else "token"
+        case VersionMismatch():
+            return "version"
+        case WireError(field="tls"):
+            return "tls"
+        case _:
+            return ""
+
+
+def _forbidden(role: Role, request: Any) -> Forbidden:
+    needed = LEAST_ROLE[type(request)]
+    return Forbidden(
+        f"this takes the token of an {needed}; yours is a {role}'s (the first one of --token-file is shown)",
+        field="op",
+        value=request.op,
+    )
+
+
 def _not_the_coordinator(op: str) -> BadRequest:
     return BadRequest(
         "this server is not the coordinator; ask the one that the workers were given", field="op", value=op
@@ -679,17 +826,6 @@ def _document(request: Any) -> Array:
     if len(request.tensors) != 1 or request.tensors[0].dtype != "uint8" or request.tensors[0].elements > MOST:
         raise BadTensor(f"expected one document of at most {MOST} bytes", field="tensors", value=request.op)
     return np.empty(request.tensors[0].elements, np.uint8)
-
-
-class _TurnedAway(asyncio.Protocol):
-    """A connection above the limit: it ends as it begins."""
-
-    def __init__(self, tell: Callable[[object], None]) -> None:
-        self._tell = tell
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._tell(transport.get_extra_info("peername"))
-        cast(asyncio.Transport, transport).abort()
 
 
 def _ask_held(coordinator: Coordinator, call: Call, session: Session, request: Any) -> None:
@@ -722,4 +858,4 @@ def _ask(coordinator: Coordinator, call: Call, session: Session, request: Any) -
         case Set():
             coordinator.change(call, request)
         case _:
-            raise AssertionError(f"no answer is known to {request.op}")
+            raise BadRequest("a coordinator says this to workers", field="op", value=request.op)

@@ -16,7 +16,6 @@ from weakref import WeakSet
 import numpy as np
 
 from protocol.buffers import BufferPool
-from protocol.compression.halves import narrow
 from protocol.compression.keys import parts_of_wanted, values_part
 from protocol.connection import Array
 from protocol.errors import (
@@ -47,9 +46,10 @@ from protocol.sequences import fingerprint_of_push
 from protocol.status import Load, Wait
 from protocol.tables import HASH_SLOTS
 from protocol.tensors import DTYPES, Part
-from psserver.arriving import Arrived, Asked, Block, WantedRows, arrived, asked_in, check_parts
+from psserver.answers import Answers
+from psserver.arriving import Arrived, Asked, Block, arrived, asked_in, check_parts
 from psserver.backups import Backups
-from psserver.call import Call
+from psserver.call import Call, Spawn
 from psserver.cut import ShardCut
 from psserver.durability.checkpoint import SavedArray
 from psserver.durability.log import Batch
@@ -68,7 +68,7 @@ from psserver.store.sparse import LONG, SparseBlock
 from psserver.store.spec import check_spec
 from psserver.store.swapping import swap_all
 
-__all__ = ["NAMED", "Report", "Shard", "Spawn"]
+__all__ = ["NAMED", "Report", "Shard"]
 
 _RETAIN: Final = 2 * 1024**3
 """Idle bytes kept for the gradients to come: one frame of the default limit, twice."""
@@ -85,7 +85,6 @@ _PART_OVERHEAD: Final = 32
 NAMED: Final = 16
 """Workers that a wait names at most."""
 
-Spawn = Callable[[Coroutine[Any, Any, None]], object]
 Report = Callable[[Ended], None]
 """Tells the coordinator who has ended a synchronous step here."""
 
@@ -109,6 +108,7 @@ class Shard:
         number: this shard's, for the status.
         longest: bytes of a reply's payload at most.
         journal: what has to be durable before it is acknowledged goes there.
+        latest_load: what ``load`` returned last.
     """
 
     def __init__(
@@ -129,11 +129,13 @@ class Shard:
         self._report = report
         self._clock = clock
         self._pool = BufferPool(_RETAIN)
-        self._meter = LoadMeter()
+        self._meter = LoadMeter(metrics.traffic)
+        self.latest_load = Load()
         self._seen_tables: WeakSet[SparseBlock] = WeakSet()
         self._compiling = asyncio.Lock()
         _expect_overflow()
         self._threads = ThreadPoolExecutor(THREADS, "update", _expect_overflow)
+        self._answers = Answers(self._pool, self._meter, spawn, clock, self._threads)
 
     def close(self) -> None:
         """End the threads."""
@@ -160,7 +162,9 @@ class Shard:
     def _new_job(self, name: str) -> JobStore:
         label = name if len(self.jobs) < _LABELLED_JOBS else "other"
         job = self.jobs[name] = JobStore(name, label)
-        self._steps[name] = Steps(job, self.journal, self._metrics, self._threads, self._send, self._clock)
+        self._steps[name] = Steps(
+            job, self.journal, self._metrics, self._threads, self._answers.send, self._clock
+        )
         return job
 
     def _flush(self, job: JobStore, steps: Steps) -> None:
@@ -428,7 +432,7 @@ class Shard:
         asked = asked_in(job, session.keys, request, arrays)
         member = job.clocks.members.get(-1 if session.worker is None else session.worker)
         if member is None or member.incarnation != session.incarnation:
-            self._send(call, job, session, asked, None)
+            self._answers.send(call, job, session, asked, None)
         else:
             self._send_when_readable(call, job, session, member.worker, asked)
 
@@ -528,7 +532,7 @@ class Shard:
             if isinstance(outcome, PSError):
                 call.fail(outcome)
             elif isinstance(outcome, Pulled) and type(request) is PushPull:  # late, or of nothing
-                self._send(call, job, session, arrived.asked, outcome.clock)
+                self._answers.send(call, job, session, arrived.asked, outcome.clock)
             elif outcome is not None:
                 call.reply(outcome)
             elif type(request) is PushPull:  # a restart may have come while it waited for others
@@ -618,7 +622,7 @@ class Shard:
         if type(arrived.request) is not PushPull:
             call.reply(Pushed(job.updates))
         elif arrived.request.step < job.clocks.since:  # under another staleness: nobody is held to it
-            self._send(call, job, session, arrived.asked, None)
+            self._answers.send(call, job, session, arrived.asked, None)
         else:
             self._send_when_readable(call, job, session, session.worker or 0, arrived.asked)
 
@@ -633,7 +637,7 @@ class Shard:
         self, call: Call, job: JobStore, session: Session, worker: int, asked: Asked
     ) -> None:
         if self._may_read(job, worker):
-            self._send(call, job, session, asked, None)
+            self._answers.send(call, job, session, asked, None)
         else:
             job.readers.append(Reader(call, session, worker, asked, self._clock()))
 
@@ -651,7 +655,7 @@ class Shard:
                 self._metrics.barrier_wait.observe(now - reader.since)
                 job.longest_wait = max(job.longest_wait, now - reader.since)
                 try:
-                    self._send(reader.call, job, reader.session, reader.asked, None)
+                    self._answers.send(reader.call, job, reader.session, reader.asked, None)
                 except Exception as error:
                     reader.call.fail_with(error)  # the others are answered all the same
 
@@ -659,7 +663,8 @@ class Shard:
         """Return how much this shard has to do; to be called now and then."""
         jobs = self.jobs.values()
         rows = sum(table.rows for job in jobs for table in job.tables())
-        return self._meter.read(sum(job.nbytes for job in jobs), rows, self._clock())
+        self.latest_load = self._meter.read(sum(job.nbytes for job in jobs), rows, self._clock())
+        return self.latest_load
 
     def waits(self) -> list[Wait]:
         """Return who keeps whom waiting here because of bounded staleness."""
@@ -718,71 +723,6 @@ class Shard:
 
     def _allocate(self, parts: Sequence[Part]) -> Sequence[Array]:
         return [self._pool.empty(part.elements, DTYPES[part.dtype]) for part in parts]
-
-    def _send(
-        self, call: Call, job: JobStore, session: Session | None, asked: Asked, clock: int | None
-    ) -> None:
-        blocks = [job.dense(name) for name in asked.names]
-        read = None if session is None else job.read_by(session)
-        if read is not None:
-            read.seen = job.updates
-            for block in blocks:
-                read.read(block)
-        parts = [Part(b.name, b.spec.dtype, b.values.size) for b in blocks]
-        arrays = [block.values for block in blocks]
-        if not asked.rows:  # by far the most frequent
-            call.reply(Pulled(job.updates, tuple(parts), clock), arrays)
-            return
-        self._meter.keys += sum(one.keys.size for one in asked.rows)
-        effort = sum([one.block.effort(one.keys.size) for one in asked.rows])
-        if effort > LONG or any(one.block.lock.locked() for one in asked.rows):
-            call.connection.owe(asked.nbytes)
-            later = self._send_rows(call, Pulled(job.updates, tuple(parts), clock), arrays, read, asked)
-            self._spawn(call.answer_with(later))
-            return
-        for one in asked.rows:
-            part, rows = self._gathered(read, one)
-            parts.append(part)
-            arrays.append(rows)
-        call.reply(Pulled(job.updates, tuple(parts), clock), arrays)
-
-    async def _send_rows(
-        self, call: Call, reply: Pulled, arrays: list[Array], read: Backups | None, asked: Asked
-    ) -> None:
-        """Send rows that take their time, or are being changed: the event loop goes on meanwhile."""
-        loop = asyncio.get_running_loop()
-        parts, connection = list(reply.tensors), call.connection
-        try:
-            for one in asked.rows:
-                rows = self._room_for(one)
-                async with one.block.lock:
-                    await one.block.gather_in_threads(one.keys, rows, self._clock(), self._threads)
-                if one.values == one.block.spec.dtype:
-                    part, sent = _as_sent(read, one, rows)
-                else:
-                    part, sent = await loop.run_in_executor(self._threads, _as_sent, read, one, rows)
-                parts.append(part)
-                arrays.append(sent)
-            call.reply(replace(reply, tensors=tuple(parts)), arrays)
-        finally:
-            connection.owe(-asked.nbytes)
-
-    def _gathered(self, read: Backups | None, wanted: WantedRows) -> tuple[Part, Array]:
-        rows = self._room_for(wanted)
-        wanted.block.gather(wanted.keys, rows, self._clock())
-        return _as_sent(read, wanted, rows)
-
-    def _room_for(self, wanted: WantedRows) -> Array:
-        keys, block = wanted.keys, wanted.block
-        return self._pool.empty(keys.size * block.dim, DTYPES[block.spec.dtype]).reshape(keys.size, block.dim)
-
-
-def _as_sent(read: Backups | None, wanted: WantedRows, rows: Array) -> tuple[Part, Array]:
-    """Return rows, (n, dim), as they travel; what a worker has read may have to be known later."""
-    if read is not None:
-        read.read_rows(wanted.block, wanted.keys, rows)
-    sent = narrow(rows.reshape(-1), wanted.values, wanted.block.name)
-    return Part(wanted.block.name, sent.dtype.name, sent.size), sent
 
 
 def _read(job: JobStore, session: Session) -> Backups:

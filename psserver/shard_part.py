@@ -9,6 +9,7 @@ from typing import Any
 
 from protocol.connection import Array
 from protocol.errors import BadRequest, CheckpointUnusable
+from protocol.events import about
 from protocol.messages import LoadPlan, SavedFile
 from psserver.durability import checkpoint
 from psserver.durability.checkpoint import Wanted
@@ -141,7 +142,10 @@ class ShardPart:
         what = "nothing"
         if plan.checkpoint is not None:
             what = f"checkpoint {plan.checkpoint} of timeline {plan.timeline}"
-        _log.warning("this shard's state was replaced by %s; timeline %d begins", what, timeline)
+        _log.warning(
+            "this shard's state was replaced by %s; timeline %d begins", what, timeline,
+            extra=about("state.replaced", timeline=timeline),
+        )  # fmt: skip
 
 
 def _load(storage: Storage, plan: LoadPlan, shard: int) -> tuple[Loaded, Versions]:

@@ -9,11 +9,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import protocol
+from protocol.auth import Token
 from protocol.backoff import Backoff
 from protocol.connection import Array, Connection
 from protocol.documents import WAITS
-from protocol.errors import ConnectionLost, Unreachable
+from protocol.errors import ConnectionLost, PSError, Unreachable
+from protocol.events import about
 from protocol.frames import VERSION
+from protocol.greeting import say_hello
 from protocol.messages import Ended, Hello, JoinShard, Request, ShardBeat, ShardJoined
 from protocol.status import Waits
 
@@ -40,6 +43,7 @@ class Uplink:
         waits: returns who waits here, for the heartbeat.
         returned: called when the link has been taken up again.
         holds: returns which cluster's state this shard has, of which timeline, and whether some may be lost.
+        token: returns what it proves to know; None: there are no tokens.
     """
 
     def __init__(
@@ -49,12 +53,14 @@ class Uplink:
         waits: Callable[[], Waits],
         returned: Callable[[ShardJoined], Awaitable[None]],
         holds: Callable[[], tuple[str, int, bool]],
+        token: Callable[[], Token | None] = lambda: None,
     ) -> None:
         self._dial = dial
         self._settings = settings
         self._waits = waits
         self._returned = returned
         self._holds = holds
+        self._token = token
         self._connection: Connection | None = None
         self._joined: ShardJoined | None = None
 
@@ -62,6 +68,11 @@ class Uplink:
     def is_open(self) -> bool:
         """Whether the coordinator is there, as far as is known."""
         return self._connection is not None and self._connection.is_open
+
+    @property
+    def heartbeat(self) -> float:
+        """Seconds between two heartbeats, as the coordinator says; 0: it has not said so yet."""
+        return 0.0 if self._joined is None else self._joined.heartbeat
 
     def is_at(self, connection: Connection) -> bool:
         """Return whether this is the connection to the coordinator."""
@@ -84,7 +95,8 @@ class Uplink:
     async def _join(self) -> ShardJoined:
         connection = await self._dial()
         try:
-            await connection.request(Hello((VERSION,), f"psserver/{protocol.__version__}"))
+            await say_hello(connection, Hello((VERSION,), f"psserver/{protocol.__version__}"), self._token())
+            connection.greeted = True  # and not before: it might be anybody
             self._connection = connection  # from the next reply on the coordinator tells epochs
             joined: ShardJoined
             joined, _ = await connection.request(self._offer())
@@ -137,13 +149,18 @@ class Uplink:
                 async with asyncio.timeout(self._settings.answer_within):
                     await self._connection.request(ShardBeat(WAITS.parts(payload)), (payload,))
             except (TimeoutError, ConnectionLost) as error:
-                _log.warning("the coordinator does not answer: %s", error or "timeout")
+                _log.warning(
+                    "the coordinator does not answer: %s", error or "timeout", extra=about("coordinator.lost")
+                )
                 self._connection.abort()
                 return
             await asyncio.sleep(self._joined.heartbeat)
 
-    async def try_to_join(self) -> ShardJoined:
+    async def try_to_join(self, last: PSError | None = None) -> ShardJoined:
         """Join, trying again while the coordinator does not answer.
+
+        Args:
+            last: why it did not work just now, if it was tried.
 
         Raises:
             Unreachable: it has not answered for as long as is tried.
@@ -151,14 +168,21 @@ class Uplink:
         """
         loop, backoff = asyncio.get_running_loop(), Backoff()
         deadline = loop.time() + self._settings.reconnect_for
-        _log.warning("the coordinator does not answer; trying for %g s", self._settings.reconnect_for)
+        _log.warning(
+            "the coordinator does not answer; trying for %g s", self._settings.reconnect_for,
+            extra=about("coordinator.lost"),
+        )  # fmt: skip
         while loop.time() < deadline:
             await asyncio.sleep(backoff.pause(deadline - loop.time()))
             try:
                 joined = await self.join()
             except (Unreachable, ConnectionLost) as error:
                 _log.debug("the coordinator does not answer yet: %s", error)
+                last = error
                 continue
-            _log.info("the link to the coordinator is back")
+            _log.info("the link to the coordinator is back", extra=about("coordinator.back"))
             return joined
-        raise Unreachable("the coordinator is gone; this shard cannot go on without it")
+        gone = "the coordinator is gone; this shard cannot go on without it"
+        if last is None:
+            raise Unreachable(gone)
+        raise Unreachable(f"{gone}: {last.message}", field=last.field, value=last.value)

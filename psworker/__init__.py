@@ -16,6 +16,7 @@ from protocol.optimizers import (
     Step,
 )
 from protocol.tables import Normal, Uniform, Zeros
+from protocol.tls import TLS
 from psworker.client import Client, connect
 from psworker.keys import hash_features
 from psworker.rows import SparseGradient
@@ -25,6 +26,7 @@ __all__ = [
     "DCSGD",
     "FTRL",
     "SGD",
+    "TLS",
     "Adagrad",
     "Adam",
     "AdamW",

@@ -10,6 +10,7 @@ from typing import Any, Final
 import protocol
 from protocol.addresses import join_address, split_address
 from protocol.connection import Array, RefuseAll, Traffic
+from protocol.credentials import Credentials
 from protocol.documents import STATUS
 from protocol.errors import Unreachable
 from protocol.frames import VERSION
@@ -25,7 +26,13 @@ _CHANGE_WITHIN: Final = 60.0  # seconds; all shards must have heard of it
 
 
 async def ask(
-    host: str, port: int, request: Request, *, within: float, answer_within: float = math.inf
+    host: str,
+    port: int,
+    request: Request,
+    *,
+    within: float,
+    answer_within: float = math.inf,
+    credentials: Credentials | None = None,
 ) -> tuple[Any, Sequence[Array]]:
     """Ask a coordinator one thing, on a connection of its own.
 
@@ -35,13 +42,22 @@ async def ask(
         request: what is asked.
         within: seconds to go on trying while nobody is there.
         answer_within: seconds for the reply, once somebody is.
+        credentials: who asks; None: nobody wants to know.
 
     Raises:
         Unreachable: nobody was there, or did not reply, in time.
         PSError: the coordinator refuses.
     """
     hello = Hello((VERSION,), f"psworker/{protocol.__version__}")
-    connection = await reach(host, port, hello=hello, within=within, traffic=Traffic(), handler=RefuseAll())
+    connection = await reach(
+        host,
+        port,
+        hello=hello,
+        within=within,
+        traffic=Traffic(),
+        handler=RefuseAll(),
+        credentials=credentials,
+    )
     try:
         async with asyncio.timeout(None if answer_within == math.inf else answer_within):
             return await connection.request(request)
@@ -56,7 +72,9 @@ async def ask(
         await connection.wait_closed()
 
 
-async def fetch_plan(address: str, job: str | None, *, reconnect_for: float) -> Plan | None:
+async def fetch_plan(
+    address: str, job: str | None, *, reconnect_for: float, credentials: Credentials | None = None
+) -> Plan | None:
     """Return the plan of a job, or of the only one there is with ``job`` None.
 
     Raises:
@@ -64,22 +82,30 @@ async def fetch_plan(address: str, job: str | None, *, reconnect_for: float) -> 
         UnknownJob: there is no such job.
     """
     attached: Attached
-    attached, _ = await ask(*split_address(address), Attach(job), within=reconnect_for)
+    attached, _ = await ask(
+        *split_address(address), Attach(job), within=reconnect_for, credentials=credentials
+    )
     return attached.plan
 
 
-async def fetch_status(host: str, port: int, *, within: float = 5.0) -> ClusterStatus:
+async def fetch_status(
+    host: str, port: int, *, within: float = 5.0, credentials: Credentials | None = None
+) -> ClusterStatus:
     """Return the state of the cluster whose coordinator is at ``host``:``port``.
 
     Raises:
         Unreachable: nobody is there for ``within`` seconds, or whoever is hangs.
         PSError: the server is not a coordinator.
     """
-    _, (payload,) = await ask(host, port, Status(), within=within, answer_within=_STATUS_WITHIN)
+    _, (payload,) = await ask(
+        host, port, Status(), within=within, answer_within=_STATUS_WITHIN, credentials=credentials
+    )
     return STATUS.decode(payload)
 
 
-async def change(host: str, port: int, request: Set, *, within: float = 5.0) -> None:
+async def change(
+    host: str, port: int, request: Set, *, within: float = 5.0, credentials: Credentials | None = None
+) -> None:
     """Change how a job's workers are kept together.
 
     Raises:
@@ -87,4 +113,4 @@ async def change(host: str, port: int, request: Set, *, within: float = 5.0) -> 
             answer, and may or may not act on it.
         PSError: the coordinator refuses.
     """
-    await ask(host, port, request, within=within, answer_within=_CHANGE_WITHIN)
+    await ask(host, port, request, within=within, answer_within=_CHANGE_WITHIN, credentials=credentials)

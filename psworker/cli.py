@@ -11,11 +11,15 @@ from typing import Final
 
 import configargparse
 
+from protocol.credentials import Access
+from protocol.daemon.access_flags import access_flags, access_from
 from protocol.daemon.exit_codes import ExitCode
 from protocol.daemon.exposition import Exposition
-from protocol.daemon.logs import configure_logs
-from protocol.daemon.run import announce_ready, run, watch_stdin
+from protocol.daemon.logs import Speaker, configure_logs
+from protocol.daemon.run import announce_ready, on_hangup, run, watch_stdin
 from protocol.daemon.settings import address, duration, job_name, log_flags, new_parser, port
+from protocol.errors import BadRequest
+from protocol.events import about
 from psworker.daemon import WorkerSettings, exit_code, work
 from psworker.errors import JobError, ModelError
 from psworker.job import load_job
@@ -32,14 +36,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    configure_logs(options.log_format, options.log_level)
+    speaker = Speaker()
+    configure_logs(options.log_format, options.log_level, speaker)
     try:
         job = load_job(options.job, options.set) if options.job or options.set else None
-    except JobError as error:
+        access = access_from(options)
+    except (JobError, BadRequest) as error:
         parser.error(str(error))
+    speaker.tell = lambda: {"job": job.name if job else None, "worker": options.name}
     host, number = options.server
-    settings = WorkerSettings(f"{host}:{number}", job, options.name, options.reconnect_for)
-    return run(lambda stop: _work(settings, options, stop))
+    settings = WorkerSettings(f"{host}:{number}", job, options.name, options.reconnect_for, access)
+    return run(lambda stop: _work(settings, options, stop, speaker))
 
 
 def _parser() -> configargparse.ArgParser:
@@ -49,6 +56,12 @@ def _parser() -> configargparse.ArgParser:
     )
     job_flags(parser, without="the job that the cluster has")
     parser.add_argument("--name", type=job_name, help="this worker's name in the job; without it, worker-N")
+    parser.add_argument(
+        "--metrics-host",
+        default="127.0.0.1",
+        metavar="HOST",
+        help="address to bind for metrics, which anybody who reaches it may read",
+    )
     parser.add_argument(
         "--metrics-port",
         type=port,
@@ -70,6 +83,7 @@ def _parser() -> configargparse.ArgParser:
         action="store_true",
         help="stop when standard input ends, so as not to outlive the process that started this one",
     )
+    access_flags(parser)
     log_flags(parser)
     return parser
 
@@ -86,20 +100,25 @@ def job_flags(parser: configargparse.ArgParser, *, without: str) -> None:
     )
 
 
-async def _work(settings: WorkerSettings, options: argparse.Namespace, stop: asyncio.Event) -> int:
+async def _work(
+    settings: WorkerSettings, options: argparse.Namespace, stop: asyncio.Event, speaker: Speaker
+) -> int:
     metrics = WorkerMetrics()
     exposition = Exposition(metrics.registry, lambda: not stop.is_set(), asyncio.get_running_loop())
     try:
-        bound = exposition.listen("127.0.0.1", options.metrics_port, _METRICS_PORT)
+        bound = exposition.listen(options.metrics_host, options.metrics_port, _METRICS_PORT)
     except OSError as error:
         _log.error(
-            "cannot serve metrics on --metrics-port %s: %s; 0 takes a free port", options.metrics_port, error
-        )
+            "cannot serve metrics on --metrics-host %s --metrics-port %s: %s; port 0 takes a free one",
+            options.metrics_host, options.metrics_port, error,
+        )  # fmt: skip
         return ExitCode.USAGE
+    if settings.access != Access():
+        on_hangup(lambda: None)  # each new connection looks at the files
     announce_ready(options.ready_file, metrics=bound)
     watching = asyncio.create_task(_stop_with_stdin(stop)) if options.stop_with_stdin else None
     try:
-        return await _until_stopped(settings, metrics, stop)
+        return await _until_stopped(settings, metrics, stop, speaker)
     finally:
         if watching is not None:
             watching.cancel()
@@ -107,22 +126,24 @@ async def _work(settings: WorkerSettings, options: argparse.Namespace, stop: asy
         exposition.close()
 
 
-async def _until_stopped(settings: WorkerSettings, metrics: WorkerMetrics, stop: asyncio.Event) -> int:
-    working = asyncio.create_task(work(settings, metrics))
+async def _until_stopped(
+    settings: WorkerSettings, metrics: WorkerMetrics, stop: asyncio.Event, speaker: Speaker
+) -> int:
+    working = asyncio.create_task(work(settings, metrics, speaker))
     stopped = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait([working, stopped], return_when=asyncio.FIRST_COMPLETED)
         working.cancel()
         await working
     except asyncio.CancelledError:
-        _log.info("stopped before the job was finished")
+        _log.info("stopped before the job was finished", extra=about("work.stopped"))
     except Exception as error:
         code = exit_code(error)
         if code is None:
             raise
         lost = "the cluster is lost: " if code == ExitCode.CLUSTER_LOST else ""
         theirs = error.__cause__ if isinstance(error, ModelError) else None  # where in the user's code
-        _log.error("%s%s", lost, error, exc_info=theirs)
+        _log.error("%s%s", lost, error, exc_info=theirs, extra=about("failed"))
         return code
     finally:
         stopped.cancel()

@@ -23,8 +23,10 @@ import protocol
 from protocol.addresses import split_address
 from protocol.buffers import BufferPool
 from protocol.connection import Answer, Traffic, check_length
+from protocol.credentials import Access, Credentials
 from protocol.documents import CATALOGUE
 from protocol.errors import BadRequest, ConnectionLost, Fenced, LogUnwritable, NotFinite, NotReady, PSError
+from protocol.events import Event, about
 from protocol.frames import VERSION
 from protocol.messages import (
     Attach,
@@ -59,6 +61,7 @@ from protocol.messages import (
 from protocol.optimizers import SGD, Optimizer, spec_of
 from protocol.tables import VALUES, Initial, Zeros
 from protocol.tensors import Part, all_finite, dtype_name
+from protocol.tls import TLS, StrPath
 from psworker.link import Link, Recovery
 from psworker.router import as_tensor, plan_pull, plan_push
 from psworker.rows import Outgoing, RowPlans, SparseGradient
@@ -87,6 +90,7 @@ _NOTHING: Final = Outgoing()
 
 _WATCH_EVERY: Final = 1.0  # seconds, for observers, who are told no heartbeat interval
 _GOODBYE_WITHIN: Final = 5.0  # seconds
+_OTHER_TIMELINE_PAUSE: Final = 0.05  # seconds, in which connections to servers that went back end, too
 _UNWRITABLE_PAUSE: Final = 1.0  # seconds until a server that could not write its log is asked again
 
 
@@ -116,6 +120,8 @@ async def connect(
     observe: bool = False,
     reconnect_for: float = 60.0,
     values: str | None = None,
+    token_file: StrPath | None = None,
+    tls: TLS | None = None,
     plan: Plan | None = None,
 ) -> AsyncIterator[Client]:
     """Join a job of a cluster as one of its workers, and leave it at the end.
@@ -139,10 +145,14 @@ async def connect(
         values: the dtype in which the numbers of sparse tables' rows travel, where it is narrower than the
             table's: ``float16``, ``bfloat16`` or ``float32``; None: the table's own. The servers compute and
             keep rows in the table's dtype all the same.
+        token_file: a file whose first token this end proves to know, and expects the servers to know, too.
+        tls: how to speak TLS with the servers: ``TLS(ca="ca.pem")``, and with ``cert=`` and ``key=`` if they
+            ask for a certificate. Files are read again for each connection, if they have changed.
         plan: the work on data that the coordinator hands out in chunks; for daemons.
 
     Raises:
-        BadRequest: ``values`` is none of these, or the servers do not take it.
+        BadRequest: ``values`` is none of these, or the servers do not take it; or a file cannot be used.
+        Unauthenticated: the servers do not believe this end, or it does not believe them.
         Unreachable: no server answers.
         JobMismatch: the job exists with another staleness, number of workers or plan.
         PSError: any other reason for which the cluster refuses.
@@ -150,7 +160,8 @@ async def connect(
     if values is not None and values not in VALUES:
         raise BadRequest(f"rows travel as one of {', '.join(VALUES)}", field="values", value=values)
     settings = JoinSettings(job, name, staleness, workers, backup_workers, observe, plan, values)
-    client = Client(split_address(address), settings, reconnect_for)
+    credentials = Credentials(Access(token_file, tls))
+    client = Client(split_address(address), settings, reconnect_for, credentials)
     try:
         await client._enter()
         yield client
@@ -192,7 +203,13 @@ class Client:
         recovery: connections made anew and requests sent again so far.
     """
 
-    def __init__(self, coordinator: tuple[str, int], settings: JoinSettings, reconnect_for: float) -> None:
+    def __init__(
+        self,
+        coordinator: tuple[str, int],
+        settings: JoinSettings,
+        reconnect_for: float,
+        credentials: Credentials | None = None,
+    ) -> None:
         self.job = settings.job or ""
         self.name = settings.name or ""
         self.staleness = math.inf
@@ -203,6 +220,7 @@ class Client:
         self.recovery = Recovery()
         self._settings = settings
         self._reconnect_for = reconnect_for
+        self._credentials = credentials or Credentials()
         self._coordinator = coordinator
         self._links: list[Link] = []
         self._token = secrets.token_hex(8)  # for a join that is tried again
@@ -223,18 +241,29 @@ class Client:
 
     # --- joining and leaving
 
-    def _link(self, address: tuple[str, int], hello: Hello) -> Link:
-        return Link(address, hello, self.traffic, self.recovery, self._reconnect_for, self._settings.values)
+    def _link(
+        self, address: tuple[str, int], hello: Hello, marked: Callable[[int], None] | None = None
+    ) -> Link:
+        return Link(
+            address,
+            hello,
+            self.traffic,
+            self.recovery,
+            self._reconnect_for,
+            self._settings.values,
+            marked,
+            self._credentials,
+        )
 
     async def _enter(self) -> None:
         self._tensors.clear()  # on another timeline they may be elsewhere
-        coordinator = (self._coordinator, _hello(), self.traffic, self.recovery, self._reconnect_for)
-        self._links = [Link(*coordinator, self._settings.values, marked=self._mark)]
+        self._links = [self._link(self._coordinator, _hello(), self._mark)]
         await self._links[0].open()
         if self._settings.observe:
             attached: Attached
             attached, _ = await self._links[0].send(Attach(self._settings.job))
             self.job, self.staleness = attached.job, attached.staleness
+            self._links[0].timeline = max(self._links[0].timeline, attached.timeline)
             await self._open_links(attached.shards, _hello(attached.job))
         else:
             await self._join()
@@ -254,6 +283,7 @@ class Client:
         joined: Joined
         joined, _ = await self._links[0].send(join)
         self.joined = joined
+        self._links[0].timeline = max(self._links[0].timeline, joined.timeline)
         self.job, self.name, self.staleness = joined.job, joined.name, joined.staleness
         self.clock, self._epoch, self._idle, self._work = joined.clock, joined.epoch, True, 0
         self._leased.clear()
@@ -282,6 +312,10 @@ class Client:
         for link in self._links:
             link.send_once(partial(_marker, checkpoint)).add_done_callback(_look_at)
 
+    def identity(self) -> dict[str, object]:
+        """Return the job, who this is in it, and the membership epoch that was told last, for log lines."""
+        return {"job": self.job or None, "worker": self.name or None, "epoch": self._epoch or None}
+
     async def rejoin(self) -> None:
         """Join again, as a new incarnation, if this worker was declared dead. ``pull`` and ``create`` do so.
 
@@ -296,7 +330,9 @@ class Client:
                 await self._close()
                 await self._enter()
                 self._fenced = False
-                _log.warning("%s has joined job %s again", self.name, self.job)
+                _log.warning(
+                    "%s has joined job %s again", self.name, self.job, extra=self._about("worker.rejoined")
+                )
 
     async def _leave(self) -> None:
         if self._beating is not None:
@@ -364,7 +400,13 @@ class Client:
     def _note_fenced(self, error: Fenced, incarnation: int) -> None:
         if not self._fenced and self._is(incarnation):
             self._fenced = True
-            _log.warning("%s is out of job %s: %s", self.name, self.job, error.message)
+            _log.warning(
+                "%s is out of job %s: %s", self.name, self.job, error.message,
+                extra=self._about("worker.fenced"),
+            )  # fmt: skip
+
+    def _about(self, event: Event) -> dict[str, object]:
+        return about(event, **self.identity())
 
     # --- tensors
 
@@ -504,6 +546,23 @@ class Client:
         """
         if isinstance(names, str):
             return (await self.pull([names]))[names]
+        deadline = math.inf
+        while True:
+            before = [link.timeline for link in self._links]
+            pulled = await self._pulled(names)
+            after = [link.timeline for link in self._links]
+            if before == after and after.count(after[0]) == len(after):
+                return pulled
+            # The cluster went back meanwhile: a part may be of before, and another of after.
+            now = asyncio.get_running_loop().time()
+            deadline = min(deadline, now + self._reconnect_for)
+            if now >= deadline:
+                raise ConnectionLost(
+                    "the servers still have states of different timelines", field="timelines", value=after
+                )
+            await asyncio.sleep(_OTHER_TIMELINE_PAUSE)
+
+    async def _pulled(self, names: Wanted) -> dict[str, Array]:
         await self._ready()
         infos = await self._infos(names)
         pulls = plan_pull(infos, self._pool, self._rows, names if isinstance(names, Mapping) else {})
@@ -673,7 +732,7 @@ class Client:
                 deadline = min(deadline, now + self._reconnect_for)
                 if now >= deadline:
                     raise
-                _log.warning("%s; trying for %g s", error, self._reconnect_for)
+                _log.warning("%s; trying for %g s", error, self._reconnect_for, extra=about("push.delayed"))
                 await asyncio.sleep(_UNWRITABLE_PAUSE)
                 self._check_not_out(joined)
                 answers = [

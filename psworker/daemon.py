@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
+from protocol.credentials import Access, Credentials
 from protocol.daemon.exit_codes import ExitCode
+from protocol.daemon.logs import Speaker
 from protocol.errors import (
+    AccessError,
     ClusterError,
     JobMismatch,
     NotFinite,
@@ -18,6 +21,7 @@ from protocol.errors import (
     Unreachable,
     WireError,
 )
+from protocol.events import about
 from protocol.messages import Plan
 from protocol.optimizers import Optimizer
 from psworker.asking import fetch_plan
@@ -38,21 +42,25 @@ _GRACE: Final = 5.0  # seconds for the mini-batch under way when the operator en
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """What a worker is started with. ``job`` None: the cluster's only job."""
+    """What a worker is started with. ``job`` None: the cluster's only job; ``access``: who it is."""
 
     server: str
     job: Job | None
     name: str | None
     reconnect_for: float
+    access: Access = field(default_factory=Access)
 
 
-async def work(settings: WorkerSettings, metrics: WorkerMetrics) -> None:
+async def work(settings: WorkerSettings, metrics: WorkerMetrics, speaker: Speaker) -> None:
     """Do this worker's part of the job. When cancelled, leave the job in good order.
+
+    From here on ``speaker`` tells which job it is, and who this worker is in it.
 
     Raises:
         JobError, DataError, PSError: see ``exit_code``.
     """
     job = settings.job or await _job_of_cluster(settings)
+    speaker.tell = lambda: {"job": job.name, "worker": settings.name}
     optimizer = optimizer_of(job.optimizer)
     source, model = await asyncio.to_thread(_load, job)
     plan = Plan(
@@ -76,15 +84,23 @@ async def work(settings: WorkerSettings, metrics: WorkerMetrics) -> None:
             workers=job.train.workers,
             backup_workers=job.train.backup_workers,
             reconnect_for=settings.reconnect_for,
+            token_file=settings.access.token_file,
+            tls=settings.access.tls,
             plan=plan,
         ) as client:
-            _log.info("%s works on job %s", client.name, job.name)
+            speaker.tell = client.identity
+            _log.info("%s works on job %s", client.name, job.name, extra=about("work.begins"))
             metrics.recovery = client.recovery
             await _train(client, model, source, job, optimizer, metrics)
             if client.report.examples:
-                _log.info("%s is done after %d steps", client.name, client.clock)
+                _log.info("%s is done after %d steps", client.name, client.clock, extra=about("work.done"))
             else:
-                _log.info("%s found nothing left to train in job %s", client.name, job.name)
+                _log.info(
+                    "%s found nothing left to train in job %s",
+                    client.name,
+                    job.name,
+                    extra=about("work.done"),
+                )
     except JobMismatch as error:
         if error.field in ("plan", "chunks"):
             raise await _explained(settings, job, plan, error) from error
@@ -104,7 +120,12 @@ def check(job: Job) -> None:
 
 async def _job_of_cluster(settings: WorkerSettings) -> Job:
     try:
-        plan = await fetch_plan(settings.server, None, reconnect_for=settings.reconnect_for)
+        plan = await fetch_plan(
+            settings.server,
+            None,
+            reconnect_for=settings.reconnect_for,
+            credentials=Credentials(settings.access),
+        )
     except UnknownJob as error:
         raise UnknownJob(
             "the cluster has no job, or several: say which with --job FILE",
@@ -113,7 +134,13 @@ async def _job_of_cluster(settings: WorkerSettings) -> Job:
         ) from error
     if plan is None:
         raise UnknownJob("the cluster's job was made without a job file: give one with --job FILE")
-    return job_from_json(plan.text)
+    job = job_from_json(plan.text)
+    if ":" in job.model.kind:  # code is run because its operator says so, never because a server does
+        raise JobError(
+            f'[model] kind = "{job.model.kind}" is what the cluster says; a class of one\'s own is only '
+            "taken from a worker's own job file: give it with --job FILE"
+        )
+    return job
 
 
 def _evaluate_every(job: Job, model: Model) -> int:
@@ -155,7 +182,9 @@ async def _train(
 
 async def _explained(settings: WorkerSettings, job: Job, plan: Plan, error: JobMismatch) -> JobMismatch:
     """Say in which key two jobs of one name differ."""
-    other = await fetch_plan(settings.server, job.name, reconnect_for=0.0)
+    other = await fetch_plan(
+        settings.server, job.name, reconnect_for=0.0, credentials=Credentials(settings.access)
+    )
     if other is None:
         return error
     what = (
@@ -179,7 +208,7 @@ def exit_code(error: Exception) -> ExitCode | None:
             return ExitCode.DIVERGED
         case JobMismatch() | UnknownJob() | SpecMismatch():
             return ExitCode.JOB_MISMATCH
-        case WireError():
+        case WireError() | AccessError():
             return ExitCode.REFUSED
         case ClusterError():
             return ExitCode.CLUSTER_LOST

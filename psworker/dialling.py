@@ -9,7 +9,10 @@ from typing import Final
 
 from protocol.backoff import Backoff
 from protocol.connection import Connection, Handler, Traffic, dial
+from protocol.credentials import Credentials
 from protocol.errors import BadRequest, ConnectionLost, NotReady, ShuttingDown, Unreachable
+from protocol.events import about
+from protocol.greeting import say_hello
 from protocol.messages import Hello, Welcome
 
 __all__ = ["MAX_PAYLOAD", "greet", "reach"]
@@ -23,22 +26,34 @@ _ANSWER_WITHIN: Final = 5.0  # seconds for the connection and the hello; a hung 
 
 
 async def greet(
-    host: str, port: int, hello: Hello, traffic: Traffic, handler: Handler, values: str | None = None
+    host: str,
+    port: int,
+    hello: Hello,
+    traffic: Traffic,
+    handler: Handler,
+    values: str | None = None,
+    credentials: Credentials | None = None,
 ) -> Connection:
     """Connect once and say hello; the connection's ``session`` is the server's ``Welcome``.
 
-    ``values`` is the dtype in which rows are to travel; None: no other than their table's.
+    ``values`` is the dtype in which rows are to travel; None: no other than their table's. ``credentials``
+    are read again first, if they have changed.
 
     Raises:
         OSError: nobody answers.
+        Unauthenticated: one of the two ends does not believe the other.
         BadRequest: the server takes no rows of that dtype.
         PSError: the server refuses.
     """
+    credentials = credentials or Credentials()
+    credentials.look()
     try:
         async with asyncio.timeout(_ANSWER_WITHIN):
-            connection = await dial(host, port, handler, max_payload=MAX_PAYLOAD, traffic=traffic)
+            connection = await dial(
+                host, port, handler, max_payload=MAX_PAYLOAD, traffic=traffic, tls=credentials.dialling
+            )
             try:
-                welcome, _ = await connection.request(hello)
+                welcome = await say_hello(connection, hello, credentials.token)
                 _check_values(welcome, values)
                 connection.session = welcome
             except BaseException:
@@ -66,10 +81,11 @@ async def reach(
     traffic: Traffic,
     handler: Handler,
     values: str | None = None,
+    credentials: Credentials | None = None,
 ) -> Connection:
     """Connect to a server and say hello, trying again for ``within`` seconds while nobody answers.
 
-    ``values`` is as for ``greet``.
+    ``values`` and ``credentials`` are as for ``greet``.
 
     Raises:
         Unreachable: nobody answered in time.
@@ -81,7 +97,7 @@ async def reach(
     warned = False
     while True:
         try:
-            return await greet(host, port, hello, traffic, handler, values)
+            return await greet(host, port, hello, traffic, handler, values, credentials)
         except (OSError, ConnectionLost, ShuttingDown, NotReady) as error:
             reason = getattr(error, "strerror", None) or error
             if loop.time() >= deadline:
@@ -91,6 +107,9 @@ async def reach(
                     value=f"{host}:{port}",
                 ) from error
             if not warned:
-                _log.warning("no server at %s:%d yet (%s); trying for %g s", host, port, reason, within)
+                _log.warning(
+                    "no server at %s:%d yet (%s); trying for %g s", host, port, reason, within,
+                    extra=about("server.unreachable"),
+                )  # fmt: skip
                 warned = True
         await asyncio.sleep(backoff.pause(deadline - loop.time()))

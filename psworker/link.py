@@ -21,6 +21,7 @@ from typing import Any, Final, NamedTuple, cast
 from protocol.addresses import join_address
 from protocol.backoff import Backoff
 from protocol.connection import Answer, Array, Connection, Pending, RefuseAll, Traffic, check_length
+from protocol.credentials import Credentials
 from protocol.errors import (
     ConnectionLost,
     FrameTooLarge,
@@ -30,6 +31,7 @@ from protocol.errors import (
     UnknownKeys,
     WireError,
 )
+from protocol.events import about
 from protocol.messages import Empty, Hello, Mark, Ping, Request, Welcome
 from protocol.sequences import UNDER_WAY
 from protocol.tensors import payload_length
@@ -91,6 +93,7 @@ class Link(RefuseAll):
         reconnect_for: seconds that a request may take from its first trouble to its answer.
         values: the dtype in which rows are to travel, which the server has to take; None: that of each table.
         marked: called when the server asks for markers of a checkpoint; None: it has no business to.
+        credentials: who this end is; None: nobody asks.
 
     Attributes:
         hello: may be changed; it is said on the next connection.
@@ -106,6 +109,7 @@ class Link(RefuseAll):
         reconnect_for: float,
         values: str | None = None,
         marked: Callable[[int], None] | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
         self.hello = hello
         self.timeline = 0
@@ -116,6 +120,7 @@ class Link(RefuseAll):
         self._recovery = recovery
         self._reconnect_for = reconnect_for
         self._values = values
+        self._credentials = credentials
         self._connection: Connection | None = None
         self._waiting: list[Pending] = []  # for the next connection
         self._reconnecting: asyncio.Task[None] | None = None
@@ -143,6 +148,7 @@ class Link(RefuseAll):
                 traffic=self._traffic,
                 handler=self,
                 values=self._values,
+                credentials=self._credentials,
             )
         except PSError as error:
             self.fail(error)
@@ -347,7 +353,10 @@ class Link(RefuseAll):
 
     async def _reconnect(self, began: float) -> None:
         loop, backoff = asyncio.get_running_loop(), Backoff()
-        _log.info("the connection to %s has ended; trying for %g s", self._name, self._reconnect_for)
+        _log.info(
+            "the connection to %s has ended; trying for %g s", self._name, self._reconnect_for,
+            extra=about("link.lost", server=self._name),
+        )  # fmt: skip
         while True:
             left = began + self._reconnect_for - loop.time()
             if left <= 0:
@@ -364,7 +373,9 @@ class Link(RefuseAll):
             await asyncio.sleep(backoff.pause(left))
             try:
                 async with asyncio.timeout_at(began + self._reconnect_for):
-                    connection = await greet(*self._address, self.hello, self._traffic, self, self._values)
+                    connection = await greet(
+                        *self._address, self.hello, self._traffic, self, self._values, self._credentials
+                    )
             except (OSError, ConnectionLost, ShuttingDown, NotReady) as error:
                 _log.debug("no answer from %s: %s", self._name, error)
                 continue
@@ -372,7 +383,10 @@ class Link(RefuseAll):
                 self.fail(error)
                 return
             self._recovery.reconnects += 1
-            _log.info("connected to %s again; %d requests go on", self._name, len(self._waiting))
+            _log.info(
+                "connected to %s again; %d requests go on", self._name, len(self._waiting),
+                extra=about("link.back", server=self._name),
+            )  # fmt: skip
             self._take(connection)
             return
 
@@ -403,7 +417,9 @@ class Link(RefuseAll):
         if progress != self._progress:
             self._progress, self._moved = progress, now
         elif now - self._moved > _SILENT_INTERVALS * interval:
-            _log.warning("%s is silent; connecting again", self._name)
+            _log.warning(
+                "%s is silent; connecting again", self._name, extra=about("link.lost", server=self._name)
+            )
             connection.abort()
         elif self._ping is None or self._ping.done():
             self._ping = self.send(Ping())

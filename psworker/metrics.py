@@ -10,14 +10,16 @@ from typing import Final, Literal
 from prometheus_client import (
     CollectorRegistry,
     Counter,
-    Gauge,
     Histogram,
     PlatformCollector,
     ProcessCollector,
 )
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+import protocol
+from protocol.frames import VERSION
 from psworker.link import Recovery
 
 __all__ = ["Phase", "WorkerMetrics"]
@@ -32,6 +34,7 @@ class WorkerMetrics(Collector):
 
     Attributes:
         recovery: what the client counts.
+        loss: of the latest mini-batch, also where it is NaN; None: there was none yet.
     """
 
     def __init__(self) -> None:
@@ -40,7 +43,7 @@ class WorkerMetrics(Collector):
         self.registry.register(self)
         self.examples = Counter("psworker_examples", "Training examples processed.", registry=self.registry)
         self.steps = Counter("psworker_steps", "Mini-batches processed.", registry=self.registry)
-        self.loss = Gauge("psworker_loss", "Loss of the latest mini-batch.", registry=self.registry)
+        self.loss: float | None = None
         self._step = Histogram(
             "psworker_step_seconds",
             "Time that the training loop spends on, or waits for, each phase of a step.",
@@ -51,9 +54,18 @@ class WorkerMetrics(Collector):
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
 
-    def collect(self) -> Iterator[CounterMetricFamily]:
-        """Yield what the client counts. Called from the thread that serves ``/metrics``."""
-        recovery = self.recovery
+    def collect(self) -> Iterator[Metric]:
+        """Yield what is looked at. Called from the thread that serves ``/metrics``."""
+        recovery, loss = self.recovery, self.loss
+        build = GaugeMetricFamily(
+            "psworker_build_info",
+            "1, for the versions of the program and of the wire protocol that it speaks.",
+            labels=["version", "protocol"],
+        )
+        build.add_metric([protocol.__version__, str(VERSION)], 1.0)
+        yield build
+        if loss is not None:
+            yield GaugeMetricFamily("psworker_loss", "Loss of the latest mini-batch.", value=loss)
         yield CounterMetricFamily("psworker_retries", "Requests sent again.", value=recovery.retries)
         yield CounterMetricFamily("psworker_reconnects", "Connections made anew.", value=recovery.reconnects)
 

@@ -19,6 +19,7 @@ from protocol.errors import ConnectionLost
 from protocol.messages import Joined, TensorInfo
 from protocol.optimizers import Optimizer
 from protocol.tables import Initial
+from protocol.tls import TLS, StrPath
 from psworker import client, tables
 from psworker.client import Gradients, Wanted
 
@@ -81,6 +82,8 @@ def connect(
     observe: bool = False,
     reconnect_for: float = 60.0,
     values: str | None = None,
+    token_file: StrPath | None = None,
+    tls: TLS | None = None,
 ) -> Iterator[SyncClient]:
     """Join a job of a cluster; arguments and errors are those of ``psworker.client.connect``."""
     loop = _Loop()
@@ -95,6 +98,8 @@ def connect(
             observe=observe,
             reconnect_for=reconnect_for,
             values=values,
+            token_file=token_file,
+            tls=tls,
         )
         made = loop.run(context.__aenter__())
         try:

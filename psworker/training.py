@@ -161,6 +161,7 @@ class Trainer:
                     gradients, loss = await self._in(
                         self._computing, gradients_of, self._model, self._parameters, batch
                     )
+                self._metrics.loss = loss  # now: a push of NaN is refused, and the worker ends
                 if under_way is not None:
                     self._parameters = await self._pushed(under_way)
                 done = self._client.done(leased, number)
@@ -189,7 +190,6 @@ class Trainer:
     def _count(self, batch: Batch, loss: float) -> None:
         self._metrics.steps.inc()
         self._metrics.examples.inc(len(batch))
-        self._metrics.loss.set(loss)
         self._client.report.examples += len(batch)
         self._client.report.loss = loss
 

@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 MAX_PAYLOAD = 1 << 30
 
+_UNTIL = 60.0  # seconds
+
 EAGER = FailureSettings(heartbeat=0.05, dead_after=0.3)
 """For tests of who has gone, so that they are quick."""
 
@@ -52,10 +54,14 @@ class Cluster:
         return found
 
     async def until(self, condition: Callable[[ClusterStatus], bool]) -> ClusterStatus:
-        """Ask for the status, one round trip after the other, until the condition holds."""
-        while not condition(status := await self.status()):
-            pass
-        return status
+        """Ask for the status, one round trip after the other, until the condition holds.
+
+        What does not come about ends here: an alarm from outside may be lost in a callback of the loop.
+        """
+        async with asyncio.timeout(_UNTIL):
+            while not condition(status := await self.status()):
+                pass
+            return status
 
     async def add_shard(self, **settings: Any) -> Server:
         server = Server(ServerSettings(port=0, join=self.endpoint, **settings))

@@ -1,17 +1,22 @@
 """This project: the asyncio client on uvloop, and one or two servers in processes of their own."""
 
+import tempfile
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, ExitStack
 from functools import partial
+from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 import uvloop
 
+from benchmarks.certificates import make_certificates
 from benchmarks.systems.closed_loop import LEAST_OPERATIONS, WARM_UP_SHARE
 from benchmarks.systems.interface import Operation
 from benchmarks.systems.verification import Array, check_descent, check_sums, make_gradient
+from protocol.credentials import Access
 from protocol.optimizers import Optimizer
+from protocol.tls import TLS
 from psctl import LocalCluster
 from psworker import Add, Client, connect
 
@@ -39,8 +44,9 @@ class _Blocking:
 class Asyncps:
     """Push applies the gradient on the server, pull returns the tensor, push_pull does both."""
 
-    def __init__(self, shards: int, optimizer: Optimizer = _ADD) -> None:
+    def __init__(self, shards: int, optimizer: Optimizer = _ADD, *, secured: bool = False) -> None:
         self._shards = shards
+        self._secured = secured
         self._optimizer = optimizer
         self._processes = ExitStack()
         self._connections = AsyncExitStack()
@@ -49,9 +55,18 @@ class Asyncps:
 
     def start(self) -> None:
         """Start the servers and connect to them."""
-        cluster = self._processes.enter_context(LocalCluster(servers=self._shards, workers=0))
-        connecting = self._connections.enter_async_context(connect(cluster.address, job="benchmark"))
+        access = Access(tls=self._make_certificates() if self._secured else None)
+        # Between two figures nobody runs our loop: on a busy machine that may last.
+        patient = ("--heartbeat-interval", "10s", "--dead-after", "60s")
+        servers = LocalCluster(self._shards, 0, access=access, server_flags=patient)
+        cluster = self._processes.enter_context(servers)
+        connecting = self._connections.enter_async_context(
+            connect(cluster.address, job="benchmark", tls=access.tls)
+        )
         self._client = self._loop.run_until_complete(connecting)
+
+    def _make_certificates(self) -> TLS:
+        return make_certificates(Path(self._processes.enter_context(tempfile.TemporaryDirectory())))
 
     def measure(self, operation: Operation, nbytes: int, seconds: float) -> float:
         """Return the mean seconds of one `operation` on a tensor of `nbytes` bytes."""
@@ -96,4 +111,5 @@ class Asyncps:
 
 
 OneShard = partial(Asyncps, 1)
+OneShardWithTLS = partial(Asyncps, 1, secured=True)
 TwoShards = partial(Asyncps, 2)

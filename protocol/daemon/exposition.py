@@ -1,22 +1,20 @@
-"""``/metrics``, ``/healthz`` and ``/readyz`` over HTTP, from a thread beside the event loop."""
+"""``/metrics``, ``/healthz``, ``/readyz`` and pages over HTTP, from a thread beside the event loop."""
 
 from __future__ import annotations
 
 import asyncio
 import errno
 import logging
-import socket
 import threading
-from collections.abc import Callable, Iterable
-from socketserver import ThreadingMixIn
-from typing import Any, Final
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from protocol.addresses import join_address
+from protocol.daemon.http_server import HTTPServer, http_server
 
-__all__ = ["Exposition"]
+__all__ = ["Exposition", "Page", "Reply"]
 
 _log = logging.getLogger(__name__)
 
@@ -25,17 +23,17 @@ _ALIVE_WITHIN: Final = 1.0  # seconds in which a healthy event loop gets round t
 StartResponse = Callable[[str, list[tuple[str, str]]], Any]
 
 
-class _Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
+class Reply(NamedTuple):
+    """What a page answers: an HTTP status, the type of the body, the body, and headers besides."""
+
+    status: str
+    kind: str
+    body: bytes
+    headers: Sequence[tuple[str, str]] = ()
 
 
-class _Server6(_Server):
-    address_family = socket.AF_INET6
-
-
-class _Quiet(WSGIRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing: a scrape is not an event."""
+Page = Callable[[], Reply]
+"""Answers a request for a page; called from another thread."""
 
 
 class Exposition:
@@ -45,15 +43,21 @@ class Exposition:
         registry: what ``/metrics`` shows.
         is_ready: what ``/readyz`` answers; called from another thread.
         loop: the event loop that ``/healthz`` looks at.
+        pages: what there is besides, by path.
     """
 
     def __init__(
-        self, registry: CollectorRegistry, is_ready: Callable[[], bool], loop: asyncio.AbstractEventLoop
+        self,
+        registry: CollectorRegistry,
+        is_ready: Callable[[], bool],
+        loop: asyncio.AbstractEventLoop,
+        pages: Mapping[str, Page] | None = None,
     ) -> None:
         self._metrics = make_wsgi_app(registry)
         self._is_ready = is_ready
         self._loop = loop
-        self._server: WSGIServer | None = None
+        self._pages = pages or {}
+        self._server: HTTPServer | None = None
 
     def listen(self, host: str, port: int | None, preferred: int) -> str:
         """Begin to answer on ``host``:``port`` and return the address.
@@ -73,8 +77,7 @@ class Exposition:
         return address
 
     def _listen(self, host: str, port: int) -> str:
-        kind = _Server6 if ":" in host else _Server
-        self._server = make_server(host, port, self._answer, server_class=kind, handler_class=_Quiet)
+        self._server = http_server(host, port, self._answer)
         threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
         return join_address(host, self._server.server_port)
 
@@ -93,6 +96,10 @@ class Exposition:
                 return _text(start_response, self._is_alive(), "alive", "the event loop does not answer")
             case "/readyz":
                 return _text(start_response, self._is_ready(), "ready", "not ready yet")
+            case path if path in self._pages:
+                reply = self._pages[path]()
+                start_response(reply.status, [("Content-Type", reply.kind), *reply.headers])
+                return [reply.body]
             case _:
                 start_response("404 Not Found", [("Content-Type", "text/plain")])
                 return [b"try /metrics, /healthz or /readyz\n"]

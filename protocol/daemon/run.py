@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -13,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from protocol.daemon.exit_codes import ExitCode
+from protocol.events import about
 
-__all__ = ["announce_ready", "run", "watch_stdin"]
+__all__ = ["announce_ready", "on_hangup", "run", "watch_stdin"]
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +46,7 @@ async def _run(main: Main) -> int:
         if received:
             os._exit(128 + number)
         received.append(number)
-        _log.info("received %s, stopping", number.name)
+        _log.info("received %s, stopping", number.name, extra=about("stopping"))
         stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -53,6 +55,16 @@ async def _run(main: Main) -> int:
     if code == ExitCode.DONE and received:
         return 128 + received[0]
     return code
+
+
+def on_hangup(then: Callable[[], None]) -> None:
+    """Call ``then`` on SIGHUP, which would end this process otherwise: files are to be read again."""
+
+    def hangup() -> None:
+        _log.info("received SIGHUP, reading tokens and certificates again")
+        then()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hangup)
 
 
 async def watch_stdin() -> None:
@@ -76,8 +88,13 @@ class _UntilEnd(asyncio.Protocol):
 
 
 def announce_ready(ready_file: str | None, **addresses: str) -> None:
-    """Log one line ``ready`` and write the addresses as JSON; who sees the file sees all of it."""
-    _log.info("ready %s", " ".join(f"{name}={value}" for name, value in addresses.items()))
+    """Log one line ``ready`` and write the addresses as JSON; who sees the file sees all of it.
+
+    What there is by now stays: it is not looked through for garbage again and again from now on.
+    """
+    gc.freeze()
+    words = " ".join(f"{name}={value}" for name, value in addresses.items())
+    _log.info("ready %s", words, extra=about("ready", **addresses))
     if ready_file is not None:
         path = Path(ready_file)
         partial = path.with_name(path.name + ".partial")

@@ -21,6 +21,7 @@ from typing import Any, Final
 import msgpack
 
 from protocol.errors import LogUnwritable
+from protocol.events import about
 from psserver.durability.log_reader import recover
 from psserver.durability.log_writer import LogWriter, drop_segments
 from psserver.durability.records import Array, Batch, Gathered, Key
@@ -281,7 +282,9 @@ class UpdateLog:
             self._failed(waiting.segment, waiting.then, error)
             return
         if self._trouble:
-            _log.warning("the update log in %s can be written again", self._place)
+            _log.warning(
+                "the update log in %s can be written again", self._place, extra=about("log.writable")
+            )
             self._trouble = ""
         seconds = done.result()
         if seconds is not None:
@@ -313,6 +316,7 @@ class UpdateLog:
                 self._place,
                 error,
                 exc_info=defect,
+                extra=about("log.unwritable"),
             )
         self._trouble = str(error) or type(error).__name__
         impatient, self._impatient = self._impatient, []

@@ -1,6 +1,8 @@
 """scikit-learn's handwritten digits: 1797 pictures of 8 x 8 pixels, 10 classes."""
 
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 
@@ -40,10 +42,14 @@ class DigitsSource:
 
 def open_digits(data: DataSettings, *, seed: int, holdout: float) -> DigitsSource:
     """Load the digits, pixels scaled to 0..1. Raises DataError if scikit-learn is not installed."""
-    try:
-        from sklearn.datasets import load_digits  # noqa: PLC0415 - optional, and slow to import
-    except ImportError as error:
-        raise DataError("digits", None, "needs scikit-learn; pip install 'asyncps[digits]'") from error
-    pixels, labels = load_digits(return_X_y=True)
-    examples = Batch(np.ascontiguousarray(pixels / 16, np.float32), labels.astype(np.int64))
+    table = np.loadtxt(_file(), np.int64, delimiter=",")
+    examples = Batch(np.ascontiguousarray(table[:, :-1] / 16, np.float32), table[:, -1].copy())
     return DigitsSource(examples, data.chunk_rows, seed, holdout)
+
+
+def _file() -> Path:
+    """Where scikit-learn has the digits. It is not imported: that takes a second, and SciPy with it."""
+    found = find_spec("sklearn")
+    if found is None or found.origin is None:
+        raise DataError("digits", None, "needs scikit-learn; pip install 'asyncps[digits]'")
+    return Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"

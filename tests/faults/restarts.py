@@ -64,7 +64,7 @@ class RestartableCluster:
         self._mode = mode
         self._flags = flags
         self._apart = apart
-        self._addresses = _free_addresses(servers)
+        self._addresses = free_addresses(servers)
         self._running: dict[int, Daemon] = {}
         self._logs: list[str] = []  # of those that have ended
         self.kills = 0
@@ -99,7 +99,7 @@ class RestartableCluster:
         assert number not in self._running
         host, port = split_address(self._addresses[number])
         role = ("--join", self.address, "--shard", str(number)) if number else ("--shards", str(len(self)))
-        kept = () if self._mode == "none" else ("--checkpoint-dir", str(self._place(number)))
+        kept = () if self._mode == "none" else ("--checkpoint-dir", str(self.place(number)))
         place = ("--host", host, "--port", str(port), "--metrics-port", "0")
         process = subprocess.Popen(
             [sys.executable, "-X", "dev", "-m", "psserver", *place, *role, *kept, "--durability", self._mode,
@@ -110,7 +110,8 @@ class RestartableCluster:
         self._running[number] = daemon = Daemon(process)
         return daemon
 
-    def _place(self, number: int) -> Path:
+    def place(self, number: int) -> Path:
+        """Return the directory of a server's state."""
         return self._directory / f"server-{number}" if self._apart else self._directory
 
     def server(self, number: int) -> Daemon:
@@ -202,7 +203,7 @@ class RestartableCluster:
         with suppress(PSError, OSError):
             await ask(
                 *split_address(self.address),
-                Restore(str(self._place(0)), checkpoint, replace=True),
+                Restore(str(self.place(0)), checkpoint, replace=True),
                 within=ANSWERS_WITHIN,
                 answer_within=ANSWERS_WITHIN,
             )
@@ -224,7 +225,7 @@ class RestartableCluster:
         return await asyncio.to_thread(self.ended, number)
 
 
-def _free_addresses(count: int) -> list[str]:
+def free_addresses(count: int) -> list[str]:
     """Return addresses that are this process's own: nobody takes a port while a server is away."""
     pid = os.getpid()
     host = f"127.{64 + (pid >> 16) % 64}.{pid >> 8 & 255}.{pid & 255 or 1}"

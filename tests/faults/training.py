@@ -13,8 +13,9 @@ from protocol.status import ClusterStatus, JobStatus, WorkerStatus
 from psworker.asking import fetch_status
 from tests.integration.daemons import Daemon, Starter
 
+JOB = "faults"
 ROWS = 2000
-EPOCHS = 30
+EPOCHS = 16
 WORKERS = 4
 HEARTBEAT = 0.5
 DEAD_AFTER = 2.5
@@ -35,7 +36,7 @@ class Training:
         return asyncio.run(fetch_status(*split_address(self.address)))
 
     def job_status(self) -> JobStatus | None:
-        return next(iter(self.status().jobs), None)
+        return next((job for job in self.status().jobs if job.name == JOB), None)
 
     def until(self, condition: Callable[[JobStatus], bool]) -> JobStatus:
         """Ask for the status until the condition holds of the job."""
@@ -75,7 +76,7 @@ def write_job(
     job.write_text(
         f"""
         [job]
-        name = "faults"
+        name = "{JOB}"
         [model]
         kind = "linear"
         [data]

@@ -49,7 +49,7 @@ class Daemon:
 
     def addresses(self) -> dict[str, str]:
         """Return what the daemon announces once it is bound."""
-        words = self.wait_for(": ready ").split(": ready ", 1)[1].split()
+        words = self.wait_for(": ready ").split(": ready ", 1)[1].split(" [", 1)[0].split()
         return dict(word.split("=", 1) for word in words)
 
     def exit_code(self) -> int:

@@ -30,7 +30,7 @@ class Recording(SoftmaxRegression):
 '''
 
 
-@pytest.mark.parametrize(("servers", "workers"), [(1, 2), (3, 3)])
+@pytest.mark.parametrize(("servers", "workers"), [pytest.param(1, 2, marks=pytest.mark.long), (3, 3)])
 def test_staleness_0_equals_one_process(
     servers: int, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

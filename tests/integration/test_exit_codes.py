@@ -34,10 +34,10 @@ def set_flags(*settings: str) -> list[str]:
     ("flags", "says"),
     [
         (["--port", "x"], "is no port"),
-        (["--shards", "0"], "--shards 0"),
-        (["--shard", "1"], "--join"),
+        pytest.param(["--shards", "0"], "--shards 0", marks=pytest.mark.long),
+        pytest.param(["--shard", "1"], "--join", marks=pytest.mark.long),
         (["--host", "0.0.0.0"], "--insecure"),
-        (["--max-frame", "1GB"], "64KiB"),
+        pytest.param(["--max-frame", "1GB"], "64KiB", marks=pytest.mark.long),
         (["--nonsense"], "--nonsense"),
     ],
 )
@@ -61,7 +61,7 @@ def test_2_a_port_that_is_taken() -> None:
     [
         ("no-such-key", "train.epoch=3", '"epochs"'),
         ("no-such-model", "model.kind=sofmax", "softmax"),
-        ("no-such-optimizer", "optimizer.name=sdg", "sdg"),
+        pytest.param("no-such-optimizer", "optimizer.name=sdg", "sdg", marks=pytest.mark.long),
         ("backwards", "optimizer.lr=-1", "lr"),
     ],
 )
@@ -76,7 +76,7 @@ def test_10_no_server() -> None:
     with reserved_port() as port, daemons() as start:
         address = f"127.0.0.1:{port}"
         worker = start.worker(address, "--reconnect-for", "100ms", *set_flags("train.epochs=1"))
-        server = start.server("--join", address)
+        server = start.server("--join", address, "--reconnect-for", "100ms")
         status = start("psctl", "status", "--server", address)
         assert [one.exit_code() for one in (worker, server, status)] == [10, 10, 10]
         for one in (worker, server, status):
@@ -113,10 +113,10 @@ def test_12_a_cluster_without_a_job() -> None:
     ("content", "says"),
     [
         (None, ["train.csv", "o such file"]),
-        ("", ["train.csv"]),
+        pytest.param("", ["train.csv"], marks=pytest.mark.long),
         ("x,label\n1,2\n3,4\nfive,6\n", ["train.csv", "line 4", "five", "x"]),
-        ("x,label\n1,2\n3\n", ["train.csv", "line 3"]),
-        ("x,y\n1,2\n", ["train.csv", "label"]),
+        pytest.param("x,label\n1,2\n3\n", ["train.csv", "line 3"], marks=pytest.mark.long),
+        pytest.param("x,y\n1,2\n", ["train.csv", "label"], marks=pytest.mark.long),
         ("x,label\n1,2\nnan,3\n", ["train.csv", "line 3", "nan"]),
     ],
 )

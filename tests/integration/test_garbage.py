@@ -68,7 +68,7 @@ def resident_bytes(pid: int) -> int:
     ("data", "code"),
     [
         (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b""),
-        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200), b""),  # the beginning of TLS
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200), b"BAD_FRAME"),  # TLS
         (prelude(magic=b"APS\x02"), b""),
         (prelude(version=2), b"VERSION_MISMATCH"),
         (prelude(flags=1), b"BAD_FRAME"),

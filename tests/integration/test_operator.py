@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -111,16 +112,16 @@ def top(cluster: LocalCluster, *flags: str) -> Iterator["subprocess.Popen[str]"]
             process.kill()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
-def test_top_follows_a_job(number: signal.Signals, code: int, job: Path) -> None:
+def test_top_follows_a_job(job: Path) -> None:
     with LocalCluster(workers=1, job=job, overrides=ENDLESS) as cluster:
         job_when(cluster, trains)
-        with top(cluster, "--format", "json") as process:
-            assert process.stdout is not None
-            steps = [json.loads(process.stdout.readline())["jobs"][0]["step"] for _ in range(3)]
-            process.send_signal(number)
-            assert process.wait(60) == code
-    assert 0 < steps[0] <= steps[1] <= steps[2]
+        for number, code in ((signal.SIGINT, 0), (signal.SIGTERM, 143)):
+            with top(cluster, "--format", "json") as process:
+                assert process.stdout is not None
+                steps = [json.loads(process.stdout.readline())["jobs"][0]["step"] for _ in range(3)]
+                process.send_signal(number)
+                assert process.wait(60) == code
+            assert 0 < steps[0] <= steps[1] <= steps[2]
 
 
 def test_top_outlives_the_cluster() -> None:
@@ -135,23 +136,38 @@ def test_top_outlives_the_cluster() -> None:
         assert process.wait(60) == 0
 
 
-def test_top_on_a_terminal_ends_with_q() -> None:
+def test_top_on_a_terminal_follows_its_size_and_ends_with_q() -> None:
     master, slave = os.openpty()
-    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "80", "LINES": "24"}
+    sized = ("COLUMNS", "LINES")  # would be believed more than the terminal
+    environment = {name: value for name, value in os.environ.items() if name not in sized}
+    termios.tcsetwinsize(slave, (24, 80))
     with LocalCluster() as cluster:
-        process = subprocess.Popen(psctl(cluster, "top"), stdin=slave, stdout=slave, env=environment)
-        try:
-            os.close(slave)
+        command = [*psctl(cluster, "top"), "--every", "1h"]
+        environment["TERM"] = "xterm-256color"
+        process = subprocess.Popen(command, stdin=slave, stdout=slave, env=environment)
+
+        def read_until(text: bytes) -> bytes:
             shown = b""
-            while b"1 server, 0 jobs" not in shown:
+            while text not in shown:
                 shown += os.read(master, 65536)
+            return shown
+
+        try:
+            wide = read_until(b"requests/s")
+            termios.tcsetwinsize(slave, (24, 60))
+            process.send_signal(signal.SIGWINCH)
+            narrow = read_until(b"requests/s")
             os.write(master, b"q")
             assert process.wait(60) == 0
         finally:
             process.kill()
             process.wait()
+            os.close(slave)
             os.close(master)
-    assert b"q or Ctrl-C ends" in shown
+    assert b"1 server, 0 jobs" in wide
+    assert b"q or Ctrl-C ends" in wide
+    assert b"parameters" in wide
+    assert b"parameters" not in narrow
 
 
 # --- losing a worker

@@ -73,7 +73,7 @@ def train_rows(source: Source, partition: str, part: int) -> int:
         pytest.param("contiguous", "inf", marks=pytest.mark.long),
         pytest.param("round-robin", "0", marks=pytest.mark.long),
         ("round-robin", "inf"),
-        ("hash:user", "0"),
+        pytest.param("hash:user", "0", marks=pytest.mark.long),
         ("hash:user", "inf"),
     ],
 )

@@ -1,6 +1,10 @@
-"""Two connections over loopback TCP, on uvloop and on asyncio's own loop, for tests of what passes."""
+"""Two connections over loopback TCP, on uvloop and on asyncio's own loop, for tests of what passes.
+
+A scenario runs on both loops, and a third time through TLS.
+"""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -17,30 +21,38 @@ from protocol.errors import BadTensor, PSError
 from protocol.frames import PRELUDE, encode_prelude
 from protocol.messages import Pull, Pulled, Push, Pushed, PushPull
 from protocol.tensors import DTYPES, Part, dtype_name
+from protocol.tls_layer import TLSLayer
+from tests.certificates import ready_made
 
 LIMIT = 64 << 20
 REFUSED_STEP = 13
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 LOOPS: dict[str, LoopFactory] = {"asyncio": asyncio.SelectorEventLoop, "uvloop": uvloop.new_event_loop}
+WAYS: dict[str, tuple[LoopFactory, bool]] = {
+    **{name: (factory, False) for name, factory in LOOPS.items()},
+    "uvloop-tls": (uvloop.new_event_loop, True),
+}
 
 
-def on_both_loops(scenario: Callable[["Link"], Awaitable[None]]) -> Callable[[LoopFactory], None]:
-    """Make a test of ``scenario`` that runs once on each kind of loop."""
+def on_both_loops(scenario: Callable[["Link"], Awaitable[None]]) -> Callable[[LoopFactory, bool], None]:
+    """Make a test of ``scenario`` that runs once on each kind of loop, and once through TLS."""
 
-    @pytest.mark.parametrize("loop_factory", LOOPS.values(), ids=LOOPS)
-    def test(loop_factory: LoopFactory) -> None:
-        run_linked(loop_factory, scenario)
+    @pytest.mark.parametrize(("loop_factory", "secured"), WAYS.values(), ids=WAYS)
+    def test(loop_factory: LoopFactory, secured: bool) -> None:
+        run_linked(loop_factory, scenario, secured=secured)
 
     return test
 
 
-def run_linked(loop_factory: LoopFactory, scenario: Callable[["Link"], Awaitable[None]]) -> None:
+def run_linked(
+    loop_factory: LoopFactory, scenario: Callable[["Link"], Awaitable[None]], *, secured: bool = False
+) -> None:
     """Run ``scenario`` on a loop of its own; an error that only the loop sees fails it too."""
 
     async def run() -> None:
         unseen: list[dict[str, Any]] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: unseen.append(context))
-        async with asyncio.timeout(20), linked() as link:
+        async with asyncio.timeout(20), linked(secured=secured) as link:
             await scenario(link)
         assert unseen == []
 
@@ -147,6 +159,7 @@ class Link:
     address: tuple[str, int]
     accepted: asyncio.Queue[Watched] = field(default_factory=asyncio.Queue)
     ends: list[Watched] = field(default_factory=list)  # all that were made, to be closed at the end
+    tls: ssl.SSLContext | None = None  # how further clients have to connect
 
     @property
     def echo(self) -> Echo:
@@ -155,15 +168,14 @@ class Link:
 
     async def another(self) -> tuple[Watched, Watched]:
         """Return a further client, and the server's end of its connection."""
-        _, client = await asyncio.get_running_loop().create_connection(
-            lambda: Watched(Echo(), server=False), *self.address
-        )
+        client = Watched(Echo(), server=False)
+        await connect_to(self.address, client, self.tls)
         self.ends.append(client)
         return client, await self.accepted.get()
 
     async def raw_client(self) -> tuple["Raw", Watched]:
         """Return a peer without any manners, and the server's end of its connection."""
-        raw = Raw(*await asyncio.open_connection(*self.address))
+        raw = Raw(*await asyncio.open_connection(*self.address, ssl=self.tls))
         return raw, await self.accepted.get()
 
 
@@ -203,25 +215,35 @@ def parts(arrays: Sequence[Array]) -> tuple[Part, ...]:
     return tuple(Part(f"t{n}", dtype_name(array.dtype), array.size) for n, array in enumerate(arrays))
 
 
+async def connect_to(address: tuple[str, int], client: Connection, tls: ssl.SSLContext | None) -> None:
+    """Connect a client, through TLS if there is a context for it."""
+    layer = client if tls is None else TLSLayer(client, tls, host=address[0])
+    await asyncio.get_running_loop().create_connection(lambda: layer, *address)
+    if isinstance(layer, TLSLayer):
+        await layer.established()
+
+
 @asynccontextmanager
-async def linked() -> AsyncIterator[Link]:
+async def linked(*, secured: bool = False) -> AsyncIterator[Link]:
     loop = asyncio.get_running_loop()
     accepted: asyncio.Queue[Watched] = asyncio.Queue()
     ends: list[Watched] = []
+    serving, tls = ready_made() if secured else (None, None)
 
-    def accept() -> Watched:
+    def accept() -> asyncio.BufferedProtocol:
         connection = Watched(Echo(), server=True)
         ends.append(connection)
         accepted.put_nowait(connection)
-        return connection
+        return connection if serving is None else TLSLayer(connection, serving.context)
 
     listener = await loop.create_server(accept, "127.0.0.1", 0)
     address = listener.sockets[0].getsockname()
-    _, client = await loop.create_connection(lambda: Watched(Echo(), server=False), *address)
+    client = Watched(Echo(), server=False)
+    await connect_to(address, client, tls)
     ends.append(client)
     server = await accepted.get()
     try:
-        yield Link(client, server, address, accepted, ends)
+        yield Link(client, server, address, accepted, ends, tls)
     finally:
         listener.close()
         for connection in ends:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final, Union, get_args, get_origin, get_type_
 from hypothesis import strategies as st
 
 from protocol.fields import Name, Positive
-from protocol.messages import Staleness, Weight, WorkKind
+from protocol.messages import Hex, Staleness, Weight, WorkKind
 from protocol.tables import (
     CODINGS,
     MAX_DIM,
@@ -50,6 +50,7 @@ _SIMPLE: Final[dict[Any, st.SearchStrategy[Any]]] = {
     Admission: st.integers(1, 255),
     Seconds: st.floats(0, allow_infinity=False),
     KeyCount: st.integers(0, MAX_KEYS),
+    Hex: st.text("0123456789abcdef", min_size=64, max_size=64),
     Digest: st.text("0123456789abcdef", min_size=32, max_size=32),
     Coding: st.sampled_from(CODINGS),
     Values: st.sampled_from(VALUES),

@@ -12,6 +12,7 @@ from protocol.errors import BadFrame, FrameTooLarge, VersionMismatch, WireError
 from protocol.frames import (
     DIRECT,
     END,
+    HELLO_HEADER,
     MAGIC,
     MAX_HEADER,
     PRELUDE,
@@ -162,7 +163,14 @@ def test_wrong_magic_is_noticed_at_its_first_wrong_byte(right: int, byte: int) -
         assert caught.value.field == "magic"
 
 
-@pytest.mark.parametrize("stream", [b"GET / HTTP/1.1\r\n", b"\x16\x03\x01\x02\x00\x01", b"\x00", b"APS\x02"])
+@pytest.mark.parametrize("stream", [b"\x16\x03\x01\x02\x00\x01", b"\x15\x03\x03"])
+def test_tls_is_called_by_its_name(stream: bytes) -> None:
+    with pytest.raises(BadFrame, match="this is TLS") as caught:
+        events(stream)
+    assert caught.value.field == "tls"
+
+
+@pytest.mark.parametrize("stream", [b"GET / HTTP/1.1\r\n", b"\x16\x02", b"\x00", b"APS\x02"])
 def test_other_protocols_are_refused(stream: bytes) -> None:
     with pytest.raises(BadFrame, match="not the asyncps protocol"):
         events(stream)
@@ -276,3 +284,43 @@ def test_segments_of_another_length_than_the_payload_are_a_mistake(payload: int,
     else:
         with pytest.raises(ValueError, match=f"segments hold {sum(lengths)} bytes"):
             reader.receive_into(lengths)
+
+
+def test_what_may_be_sent_before_the_hello_is_short_and_has_no_payload() -> None:
+    for header, payload, field in ((HELLO_HEADER + 1, 0, "header length"), (10, 1, "payload length")):
+        reader = FrameReader(0, HELLO_HEADER)
+        feed(reader, encode_prelude(header, payload))
+        with pytest.raises(FrameTooLarge, match="before the hello is answered") as caught:
+            reader.next_event()
+        assert caught.value.field == field
+
+
+def test_once_let_in_a_peer_may_send_longer_frames() -> None:
+    reader = FrameReader(0, HELLO_HEADER)
+    feed(reader, encode_prelude(HELLO_HEADER, 0) + bytes(HELLO_HEADER))
+    assert reader.next_event() == Head(bytes(HELLO_HEADER), 0)
+    assert reader.next_event() == END
+    reader.accept(LIMIT)
+    feed(reader, encode_prelude(HELLO_HEADER + 1, LIMIT) + bytes(HELLO_HEADER + 1))
+    assert reader.next_event() == Head(bytes(HELLO_HEADER + 1), LIMIT)
+
+
+def test_a_reader_is_amid_a_frame_from_its_first_byte_to_its_last() -> None:
+    reader = FrameReader(LIMIT)
+    wire = encode_prelude(3, 2) + b"abc" + b"de"
+    assert not reader.is_amid
+    for position, byte in enumerate(wire):
+        feed(reader, bytes([byte]))
+        while (event := reader.next_event()) is not None:
+            if isinstance(event, Head):
+                reader.receive_into([2])
+        assert reader.is_amid == (position < len(wire) - 1)
+
+
+def feed(reader: FrameReader, data: bytes) -> None:
+    while data:
+        buffer = reader.get_buffer()
+        count = min(len(buffer), len(data))
+        buffer[:count] = data[:count]
+        reader.received(count)
+        data = data[count:]

@@ -2,6 +2,7 @@ import argparse
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -20,10 +21,10 @@ def asked(monkeypatch: pytest.MonkeyPatch, make_status: MakeStatus) -> list[tupl
     """Return what a cluster with the jobs digits and other is asked to change; it does so."""
     changes: list[tuple[str, int, Set]] = []
 
-    async def ask_for(host: str, port: int, request: Set, *, within: float) -> None:
+    async def ask_for(host: str, port: int, request: Set, *, within: float, **_: Any) -> None:
         changes.append((host, port, request))
 
-    async def fetch_status(host: str, port: int, *, within: float) -> ClusterStatus:
+    async def fetch_status(host: str, port: int, *, within: float, **_: Any) -> ClusterStatus:
         request = changes[-1][2]
         status = make_status(staleness=request.staleness, backup_workers=request.backup_workers or 0)
         jobs = (
@@ -127,7 +128,7 @@ def test_a_setting_given_twice(asked: Asked, capsys: Output) -> None:
 def test_what_the_cluster_refuses(
     error: Exception, code: int, monkeypatch: pytest.MonkeyPatch, capsys: Output
 ) -> None:
-    async def refuse(host: str, port: int, request: Set, *, within: float) -> None:
+    async def refuse(host: str, port: int, request: Set, *, within: float, **_: Any) -> None:
         raise error
 
     monkeypatch.setattr(change, "change", refuse)

@@ -16,7 +16,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     """Return what a coordinator is asked; it takes checkpoint 12."""
     requests: Asked = []
 
-    async def ask(host: str, port: int, request: Checkpoint, *, within: float) -> tuple[Any, tuple[()]]:
+    async def ask(
+        host: str, port: int, request: Checkpoint, *, within: float, **_: Any
+    ) -> tuple[Any, tuple[()]]:
         requests.append((host, port, request))
         return Checkpointed(12, "s3://bucket/run/", 3 << 20, 0.256), ()
 
@@ -54,7 +56,7 @@ def test_json(asked: Asked, capsys: Output) -> None:
 def test_what_may_go_wrong(
     error: PSError, code: int, monkeypatch: pytest.MonkeyPatch, capsys: Output
 ) -> None:
-    async def refuse(host: str, port: int, request: Checkpoint, *, within: float) -> None:
+    async def refuse(host: str, port: int, request: Checkpoint, *, within: float, **_: Any) -> None:
         raise error
 
     monkeypatch.setattr(checkpoint, "ask", refuse)
@@ -64,7 +66,7 @@ def test_what_may_go_wrong(
 
 
 def test_ctrl_c(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
-    async def interrupted(host: str, port: int, request: Checkpoint, *, within: float) -> None:
+    async def interrupted(host: str, port: int, request: Checkpoint, *, within: float, **_: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(checkpoint, "ask", interrupted)

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 import protocol
+from protocol.credentials import Access
 from protocol.errors import ConnectionLost, UnknownJob, Unreachable, VersionMismatch
+from protocol.tls import TLS
 from psctl import ProcessFailed, cli
 from psctl.cluster_flags import cluster_from
 from psworker.errors import JobError
@@ -58,7 +60,7 @@ def test_version(capsys: Output) -> None:
     ("word", "answer"),
     [
         ("trian", 'did you mean "train"?'),
-        ("xyz", "known: checkpoint, inspect, restore, set, status, top, train, up"),
+        ("xyz", "known: checkpoint, inspect, restore, set, status, token, top, train, up"),
     ],
 )
 def test_an_unknown_command(word: str, answer: str, capsys: Output) -> None:
@@ -120,7 +122,9 @@ def test_an_unknown_key_of_the_file_is_refused(tmp_path: Path, capsys: Output) -
 def test_flags_make_the_cluster(monkeypatch: pytest.MonkeyPatch, seen: argparse.Namespace) -> None:
     flags = "--servers 3 --workers 4 --job a.toml --set a.b=1 --set c.d=2"
     durability = "--checkpoint-dir run --durability log --checkpoint-every 2m"
-    cli.main(["train", *flags.split(), *durability.split()])
+    access = "--token-file t --tls-ca ca --tls-cert cert --tls-key key"
+    monkeypatch.setattr("psctl.train.credentials_from", lambda options: None)
+    cli.main(["train", *flags.split(), *durability.split(), *access.split()])
     made: list[object] = []
 
     def local_cluster(*arguments: object, **settings: object) -> None:
@@ -129,7 +133,7 @@ def test_flags_make_the_cluster(monkeypatch: pytest.MonkeyPatch, seen: argparse.
     monkeypatch.setattr("psctl.cluster_flags.LocalCluster", local_cluster)
     cluster_from(seen)
     kept = {"checkpoint_dir": "run", "durability": "log", "checkpoint_every": "2m"}
-    settings = {"port": 0, "echo_logs": False, **kept}
+    settings = {"port": 0, "echo_logs": False, **kept, "access": Access("t", TLS("ca", "cert", "key"))}
     assert made == [3, 4, Path("a.toml"), ["a.b=1", "c.d=2"], settings]
 
 

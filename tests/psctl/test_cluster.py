@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from protocol.credentials import Access
+from protocol.tls import TLS
 from psctl import LocalCluster, ProcessFailed
 from psctl.child import Child
 
@@ -407,6 +409,14 @@ def test_more_flags_come_last_and_beat_the_others(fake_cluster: MakeCluster) -> 
         assert flags_of(server)[-2:] == ["--port", "1"]
     assert "--reconnect-for 2s" in " ".join(flags)
     assert flags[-2:] == ["--name", "me"]
+
+
+def test_servers_and_workers_have_the_same_token_and_certificates(fake_cluster: MakeCluster) -> None:
+    access = Access("tokens", TLS("ca.pem", "cert.pem", "cert.key"))
+    with fake_cluster(1, 1, worker="0", access=access) as cluster:
+        words = " ".join(flags_of(cluster.workers[0]))
+    for said in (words, " ".join(flags_of(cluster.servers[0]))):
+        assert "--token-file tokens --tls-ca ca.pem --tls-cert cert.pem --tls-key cert.key" in said
 
 
 def test_servers_are_told_whom_to_join(fake_cluster: MakeCluster) -> None:

@@ -22,11 +22,13 @@ def asked(monkeypatch: pytest.MonkeyPatch, make_status: MakeStatus) -> Asked:
     """Return what a coordinator is asked; it restores checkpoint 12, in which there is the job digits."""
     requests: Asked = []
 
-    async def ask(host: str, port: int, request: Restore, *, within: float) -> tuple[Any, tuple[()]]:
+    async def ask(
+        host: str, port: int, request: Restore, *, within: float, **_: Any
+    ) -> tuple[Any, tuple[()]]:
         requests.append((host, port, request))
         return Checkpointed(12, request.url, 3 << 20, 0.256), ()
 
-    async def fetch_status(host: str, port: int, *, within: float) -> ClusterStatus:
+    async def fetch_status(host: str, port: int, *, within: float, **_: Any) -> ClusterStatus:
         return replace(make_status(), durability=DurabilityStatus("log", "/run", 3))
 
     monkeypatch.setattr(restore, "ask", ask)
@@ -114,7 +116,7 @@ def test_no_number(number: str, asked: Asked, capsys: Output) -> None:
 def test_what_may_go_wrong(
     error: PSError, code: int, monkeypatch: pytest.MonkeyPatch, capsys: Output
 ) -> None:
-    async def refuse(host: str, port: int, request: Restore, *, within: float) -> None:
+    async def refuse(host: str, port: int, request: Restore, *, within: float, **_: Any) -> None:
         raise error
 
     monkeypatch.setattr(restore, "ask", refuse)

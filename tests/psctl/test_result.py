@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 
 from protocol.errors import UnknownJob
+from protocol.json_text import json_text
 from protocol.status import ClusterStatus, Evaluation, Mean
-from psctl.json_text import json_text
 from psctl.result import result_of, result_table
 from psworker.job import load_job
 

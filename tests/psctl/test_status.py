@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[[ClusterStatus], list[tu
     def install(found: ClusterStatus) -> list[tuple[str, int]]:
         asked: list[tuple[str, int]] = []
 
-        async def fetch_status(host: str, port: int, *, within: float) -> ClusterStatus:
+        async def fetch_status(host: str, port: int, *, within: float, **_: Any) -> ClusterStatus:
             asked.append((host, port))
             return found
 
@@ -61,7 +62,10 @@ def test_json_is_the_whole_status(make_status: MakeStatus, answer: Answer, capsy
                 "keys": 0,
                 "requests_per_second": 0.0,
                 "keys_per_second": 0.0,
+                "received_per_second": 0.0,
+                "sent_per_second": 0.0,
             },
+            "recent_requests": {"every": 0.0, "ago": 0.0, "values": []},
         }
     ]
     assert found["durability"] == {
@@ -73,7 +77,7 @@ def test_json_is_the_whole_status(make_status: MakeStatus, answer: Answer, capsy
 
 
 def test_nobody_answers(monkeypatch: pytest.MonkeyPatch, capsys: Output) -> None:
-    async def fetch_status(host: str, port: int, *, within: float) -> ClusterStatus:
+    async def fetch_status(host: str, port: int, *, within: float, **_: Any) -> ClusterStatus:
         raise Unreachable("no server answers; start one", field="server", value=f"{host}:{port}")
 
     monkeypatch.setattr(status, "fetch_status", fetch_status)

@@ -2,15 +2,19 @@ import asyncio
 import io
 import json
 import os
+import re
 import signal
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from protocol.errors import BadRequest, ShuttingDown, Unreachable
 from protocol.status import ClusterStatus
 from psctl import cli, top
+from psctl.dashboard import View
+from psctl.keys import DOWN, PAGE_DOWN, PAGE_UP, UP
 from psctl.top import Silence, watch
 
 MakeStatus = Callable[..., ClusterStatus]
@@ -23,7 +27,7 @@ def fetching(*steps: Step) -> Callable[..., Awaitable[ClusterStatus]]:
     """Return what answers, or fails, with one step after the other; a signal ends the wait for an answer."""
     left = iter(steps)
 
-    async def fetch(*address: object, within: float = 0.0) -> ClusterStatus:
+    async def fetch(*address: object, within: float = 0.0, **_: object) -> ClusterStatus:
         match next(left):
             case signal.Signals() as number:
                 signal.raise_signal(number)
@@ -179,23 +183,53 @@ def test_a_terminal_is_drawn_over_and_restored(
     assert last.rstrip().endswith(("\x1b[?25h", CLOSED))  # the cursor is back
 
 
+def test_colours_can_be_taken_away(make_status: MakeStatus, monkeypatch: pytest.MonkeyPatch) -> None:
+    coloured = re.compile(r"\x1b\[(\d+;)*[34][0-7](;\d+)*m")
+    for no_color, colours in (("", True), ("1", False)):
+        terminal = terminal_of(monkeypatch)
+        monkeypatch.setenv("NO_COLOR", no_color)
+        assert run(monkeypatch, make_status(), signal.SIGINT) == 0
+        assert bool(coloured.search(terminal.getvalue())) == colours
+        assert "worker-1" in terminal.getvalue()
+
+
 def test_a_screen_is_not_opened_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = terminal_of(monkeypatch)
     assert run(monkeypatch, GONE) == 10
     assert terminal.getvalue() == ""
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
 def test_all_jobs_have_a_place_on_the_screen(
-    jobs: int, make_status: MakeStatus, monkeypatch: pytest.MonkeyPatch
+    make_status: MakeStatus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     terminal = terminal_of(monkeypatch)
     status = make_status(names=tuple(f"w{i:02}" for i in range(60)))
-    several = tuple(replace(status.jobs[0], name=f"job-{number}") for number in range(jobs))
+    several = tuple(replace(status.jobs[0], name=f"job-{number}") for number in range(3))
     assert run(monkeypatch, replace(status, jobs=several), signal.SIGINT) == 0
     drawn = terminal.getvalue()
-    assert drawn.count("not shown: ") == jobs
-    assert drawn.count("training ") > 5 * jobs
+    assert all(f"job-{number}" in drawn for number in range(3))
+    assert drawn.count("training ") > 10
+    assert " of 60; arrow keys show others" in drawn
+
+
+def test_the_screen_is_drawn_anew_when_the_terminal_changes_its_size(
+    make_status: MakeStatus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal_of(monkeypatch)
+    drawn: list[ClusterStatus] = []
+
+    def draw(status: ClusterStatus, *rest: object, **more: object) -> str:
+        drawn.append(status)
+        asyncio.get_running_loop().call_soon(
+            signal.raise_signal, signal.SIGWINCH if len(drawn) == 1 else signal.SIGINT
+        )
+        return "drawn"
+
+    monkeypatch.setattr(top, "Dashboard", draw)
+    status = make_status()
+    monkeypatch.setattr(top, "fetch_status", fetching(status))
+    assert cli.main(["top", "--every", "1h"]) == 0
+    assert drawn == [status, status]
 
 
 def test_a_dumb_terminal_is_printed_to(make_status: MakeStatus, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +245,7 @@ def test_q_ends_it(make_status: MakeStatus, monkeypatch: pytest.MonkeyPatch) -> 
     master, slave = os.openpty()
     status = make_status()
 
-    async def fetch_status(host: str, port: int, *, within: float) -> ClusterStatus:
+    async def fetch_status(host: str, port: int, *, within: float, **_: Any) -> ClusterStatus:
         os.write(master, b"q")
         return status
 
@@ -220,4 +254,32 @@ def test_q_ends_it(make_status: MakeStatus, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr("sys.stdin", stdin)
         assert cli.main(["top", "--every", "1h"]) == 0
     os.close(master)
+    assert CLOSED in terminal.getvalue()
+
+
+def test_keys_move_what_is_looked_at(make_status: MakeStatus, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = terminal_of(monkeypatch)
+    master, slave = os.openpty()
+    status = make_status(names=tuple(f"w{i:02}" for i in range(60)))
+    status = replace(status, jobs=(status.jobs[0], replace(status.jobs[0], name="clicks")))
+    seen: list[View] = []
+
+    def draw(status: ClusterStatus, view: View, *rest: object, **more: object) -> str:
+        seen.append(view)
+        return "drawn"
+
+    async def fetch_status(host: str, port: int, *, within: float, **_: Any) -> ClusterStatus:
+        os.write(master, f"{UP}{DOWN}{DOWN}{PAGE_DOWN}{PAGE_UP}w\t{DOWN}wq".encode())
+        return status
+
+    monkeypatch.setattr(top, "fetch_status", fetch_status)
+    monkeypatch.setattr(top, "Dashboard", draw)
+    with os.fdopen(slave) as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        assert cli.main(["top", "--every", "1h"]) == 0
+    os.close(master)
+    assert seen == [
+        View(), View(), View(0, 1), View(0, 2), View(0, 15), View(0, 2), View(0, 2, True), View(1, 0, True),
+        View(1, 1, True), View(1, 1),
+    ]  # fmt: skip
     assert CLOSED in terminal.getvalue()

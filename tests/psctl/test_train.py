@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ JOB = load_job(None, ())
 BLIND = Screen(lambda status: None, lambda text: None)
 
 
-async def save(host: str, port: int) -> Taken:
+async def save(host: str, port: int, **_: Any) -> Taken:
     """Take a made-up checkpoint."""
     return Taken(4, "/run/checkpoint-00000004", 100, 0.1)
 
@@ -40,7 +41,7 @@ def trained(
             vars(seen).update(vars(options))
             return fake_cluster(1, 1, checkpoint_dir=options.checkpoint_dir, **daemons)
 
-        async def fetch_status(host: str, port: int) -> ClusterStatus:
+        async def fetch_status(host: str, port: int, **_: Any) -> ClusterStatus:
             return make_status(phase="finished", epoch=10, chunks_done=80)
 
         monkeypatch.setattr(train, "cluster_from", cluster_from)
@@ -226,7 +227,7 @@ def test_the_result_names_the_checkpoint(trained: Trained, capsys: Output, tmp_p
 def test_a_last_checkpoint_that_cannot_be_taken_is_no_success(
     trained: Trained, monkeypatch: pytest.MonkeyPatch, capsys: Output, tmp_path: Path
 ) -> None:
-    async def fail(host: str, port: int) -> Taken:
+    async def fail(host: str, port: int, **_: Any) -> Taken:
         raise CheckpointFailed("the disk is full", field="checkpoint", value=4)
 
     trained(worker="0")
@@ -270,7 +271,7 @@ def test_a_new_job_goes_on_from_nothing(
 ) -> None:
     statuses = iter([make_status(progress=None)])
 
-    async def fetch(host: str, port: int) -> ClusterStatus:
+    async def fetch(host: str, port: int, **_: Any) -> ClusterStatus:
         return next(statuses, make_status(phase="finished"))
 
     trained(worker="0")

@@ -39,7 +39,8 @@ def test_it_says_where_it_is_and_stays_until_interrupted(
     assert cli.main(["up"]) == 130
     out, err = capsys.readouterr()
     assert out.startswith("2 servers at 127.0.0.1:7070; Ctrl-C stops all\n")
-    assert out.count("http://127.0.0.1:") == 2
+    assert out.count("/metrics\n") == 2
+    assert out.count("  watch    http://127.0.0.1:") == 1
     assert "interrupted" in err
 
 
@@ -80,7 +81,8 @@ def test_the_greeting_can_be_pasted() -> None:
     assert text.startswith("2 servers with 3 workers at 127.0.0.1:4321")
     python = [line.removeprefix("  python").strip() for line in text.splitlines() if "connect" in line]
     compile("\n".join(python), "greeting", "exec")
-    assert "psctl status --server 127.0.0.1:4321" in text
+    assert "psctl top --server 127.0.0.1:4321" in text
+    assert "  watch    http://127.0.0.1:1/\n" in text
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ class Listener:
 
     def __init__(self, opened: float = 0.0) -> None:
         self.opened = opened
+        self.awaited = 0
         self.answers: list[Reply | PSError] = []
         self.values: list[Sequence[Array]] = []
 

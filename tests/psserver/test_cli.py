@@ -1,3 +1,4 @@
+import asyncio
 import io
 import json
 import os
@@ -15,8 +16,10 @@ import pytest
 
 from protocol.daemon.exit_codes import ExitCode
 from protocol.daemon.run import announce_ready
-from psserver.cli import main
-from tests.cluster import cluster_in_thread
+from psserver.cli import main, start
+from psserver.server import Server, ServerSettings
+from tests.certificates import Authority
+from tests.cluster import cluster_in_thread, holds
 
 WhenReady: TypeAlias = Callable[[Callable[[dict[str, str]], object]], None]
 
@@ -56,12 +59,19 @@ def port_in_use() -> Iterator[int]:
     [
         (["--shards", "0"], "--shards 0"),
         (["--max-connections", "0"], "--max-connections 0"),
+        (["--max-connections-per-address", "0"], "--max-connections-per-address 0"),
+        (["--idle-timeout", "500ms"], "--idle-timeout 0.5s"),
+        (["--write-timeout", "0s"], "--write-timeout 0s"),
         (["--shard", "1"], "--shard 1 goes with --join"),
         (["--shard", "0", "--join", "127.0.0.1:7070"], "count from 1"),
         (["--heartbeat-interval", "2s", "--dead-after", "1s"], "--dead-after 1s"),
         (["--heartbeat-interval", "1ms"], "10ms or more"),
         (["--dead-after", "soon"], "soon"),
         (["--host", "0.0.0.0"], "--insecure"),
+        (["--host", "0.0.0.0", "--tls-cert", "a", "--tls-key", "b"], "--token-file"),
+        (["--tls-cert", "a.pem"], "goes with --tls-key"),
+        (["--tls-key", "a.key"], "goes with --tls-cert"),
+        (["--tls-ca", "ca.pem"], "goes with --tls-cert and --tls-key"),
         (["--port", "65536"], "65536"),
         (["--port", "http"], "http"),
         (["--join", "nowhere"], "HOST:PORT"),
@@ -87,12 +97,25 @@ def test_a_port_in_use_is_exit_code_2_and_named(flag: str, capsys: pytest.Captur
         assert f"{flag} {port}" in capsys.readouterr().err
 
 
+async def test_who_is_told_to_stop_need_not_wait_until_it_has_started() -> None:
+    """A coordinator may not answer for a long time, or a log take long to be read."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        server = Server(ServerSettings(port=0, join=free.getsockname(), reconnect_for=600.0))
+        stop = asyncio.Event()
+        starting = asyncio.create_task(start(server, stop))
+        await holds(lambda: server._listener is not None)  # it has begun
+        stop.set()
+        assert await starting is None
+        await server.stop()
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_no_coordinator_is_exit_code_10(host: str, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         join = f"{host}:{free.getsockname()[1]}"
-        assert main([*FREE_PORTS, "--join", join]) == ExitCode.UNREACHABLE
+        assert main([*FREE_PORTS, "--join", join, "--reconnect-for", "200ms"]) == ExitCode.UNREACHABLE
         assert join in capsys.readouterr().err
 
 
@@ -101,6 +124,48 @@ def test_a_coordinator_that_refuses_is_exit_code_11(capsys: pytest.CaptureFixtur
         code = main([*FREE_PORTS, "--join", cluster.address])
     assert code == ExitCode.REFUSED
     assert "--shards" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--token-file", "--tls-cert"])
+def test_a_file_that_cannot_be_used_is_exit_code_2_and_named(
+    flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = ["--tls-key", "nowhere"] if flag == "--tls-cert" else []
+    assert main([*FREE_PORTS, flag, "nowhere", *key]) == ExitCode.USAGE
+    assert f"{flag[2:]}=nowhere" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("with_tokens", "tls", "warning"),
+    [
+        (True, (), "tokens without TLS"),
+        (False, ("--insecure",), "may do anything"),
+        (False, ("ca", "cert", "key"), ""),
+        (True, ("cert", "key"), ""),
+    ],
+    ids=["tokens", "insecure", "mutual TLS", "TLS and tokens"],
+)
+def test_others_are_let_in_when_they_are_asked_who_they_are(
+    tmp_path: Path,
+    when_ready: WhenReady,
+    with_tokens: bool,
+    tls: tuple[str, ...],
+    warning: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    flags = [*FREE_PORTS, "--host", "0.0.0.0"]
+    files = Authority(tmp_path).issue("server")
+    for name in tls:
+        flags += [name] if name.startswith("-") else [f"--tls-{name}", str(getattr(files, name))]
+    if with_tokens:
+        (tmp_path / "tokens").write_text("a-token-that-is-long-enough")
+        (tmp_path / "tokens").chmod(0o600)
+        flags += ["--token-file", str(tmp_path / "tokens")]
+    when_ready(lambda _: os.kill(os.getpid(), signal.SIGTERM))
+    assert main(flags) == ExitCode.TERMINATED
+    said = capsys.readouterr().err
+    assert warning in said
+    assert ("WARNING" in said) == bool(warning)
 
 
 def test_from_ready_to_sigterm(tmp_path: Path, when_ready: WhenReady) -> None:

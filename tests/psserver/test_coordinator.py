@@ -476,3 +476,28 @@ async def test_the_status_tells_who_does_what() -> None:
         status = await cluster.status()
         assert [(shard.shard, shard.state) for shard in status.shards] == [(0, "ready"), (1, "ready")]
         assert status.shards[0].address == cluster.address
+
+
+async def test_the_status_tells_how_a_job_went_to_whoever_asks_late() -> None:
+    async with running_cluster(failure=QUICK) as cluster:
+        async with connect(cluster.address) as client:
+            client.report.examples, client.report.loss = 100, 0.5
+            await cluster.until(lambda status: 0.5 in status.jobs[0].history.loss.values)
+        await cluster.until(lambda status: status.jobs[0].workers[0].state == "left")
+        left = (await cluster.job()).history
+        later = (await cluster.until(lambda status: status.jobs[0].history.loss.ago > 0.2)).jobs[0].history
+        assert later.loss.values == left.loss.values  # it ends where the work did
+        assert len(left.recent_loss.values) == len(left.recent_speed.values)
+        assert left.recent_loss.every == QUICK.heartbeat
+
+
+async def test_a_job_that_is_restored_goes_on_with_its_curves() -> None:
+    async with running_cluster(failure=QUICK) as cluster, connect(cluster.address) as client:
+        client.report.loss = 0.5
+        await cluster.until(lambda status: 0.5 in status.jobs[0].history.loss.values)
+        coordinator = cluster.servers[0]._coordinator
+        assert coordinator is not None
+        coordinator.take(dict(coordinator._jobs))
+        assert 0.5 in (await cluster.job()).history.loss.values
+        coordinator.take({})
+        assert coordinator._histories == {}

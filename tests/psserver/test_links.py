@@ -28,7 +28,7 @@ from protocol.messages import (
     ShardBeat,
     ShardJoined,
 )
-from protocol.status import Wait, Waits
+from protocol.status import Load, Wait, Waits
 from psserver.coordinator import Coordinator
 from psserver.links import ShardLinks
 from psserver.membership import FailureSettings
@@ -380,3 +380,34 @@ async def test_what_shards_say_of_waits_is_in_the_status_until_they_say_otherwis
         shard.connection.abort()
         await cluster.until(lambda status: status.shards[1].state == "lost")
         assert (await cluster.job()).waits == ()
+
+
+async def test_the_requests_of_the_last_minutes_are_told_of_servers_that_are_there() -> None:
+    async with running_cluster(2, started=1, failure=SOON) as cluster, shard_by_hand(cluster) as shard:
+        payload = WAITS.encode(Waits((), load=Load(requests_per_second=50.0)))
+        await shard.connection.request(ShardBeat(WAITS.parts(payload)), (payload,))
+        status = await cluster.until(lambda status: 50.0 in status.shards[1].recent_requests.values)
+        assert status.shards[1].recent_requests.every == SOON.heartbeat
+        assert set(status.shards[0].recent_requests.values) == {0.0}
+        shard.connection.abort()
+        await cluster.until(lambda status: status.shards[1].state == "lost")
+        gone = (await cluster.status()).shards[1].recent_requests
+        later = await cluster.until(lambda status: status.shards[1].recent_requests.ago > 0.1)
+        assert later.shards[1].recent_requests.values == gone.values
+
+
+async def test_servers_that_join_are_told_where_the_status_page_is() -> None:
+    async with running_cluster(3, started=1, failure=PATIENT) as cluster, shard_by_hand(cluster) as first:
+        assert first.joined.metrics_port is None
+        cluster.servers[0].page_is_at("0.0.0.0:9464")
+        async with shard_by_hand(cluster) as second:
+            assert second.joined.metrics_port == 9464
+
+
+async def test_a_server_that_has_joined_points_to_the_status_page() -> None:
+    async with running_cluster(2, started=1) as cluster:
+        cluster.servers[0].page_is_at("127.0.0.1:9464")
+        other = await cluster.add_shard()
+        other.page_is_at("127.0.0.1:9465")  # it has none
+        page = other.pages(asyncio.get_running_loop())["/"]()
+        assert b'<a href="http://127.0.0.1:9464/">' in page.body

@@ -675,7 +675,7 @@ class Model:
             self.out.append(worker)
         elif event == "cut":
             self.workers.disconnected(worker, self.now)
-            self.cut.setdefault(id(worker), self.now)
+            self.cut[id(worker)] = min(self.now, self.cut.get(id(worker), self.now))
         elif event == "back":
             self.workers.returned(worker, self.now)
             self.heard[id(worker)] = self.now

@@ -228,6 +228,25 @@ async def test_a_restore_of_an_older_checkpoint_lasts(mode: Mode, separate: bool
         assert await observed(cluster) == 1
 
 
+async def test_a_pull_is_of_one_timeline(tmp_path: Path) -> None:
+    """One part of it is answered, the other waits for a dead server; then all go back."""
+    async with (
+        durable_cluster(tmp_path, 2, failure=EAGER) as cluster,
+        connect(cluster.address, "job") as client,
+    ):
+        await make(client)
+        await cluster.checkpoint()
+        await client.push({"w": ONES})
+        await cluster.kill(1)
+        answered = cluster[0].metrics.requests["pull", "ok"]
+        pulling = asyncio.create_task(client.pull("w"))
+        await holds(lambda: cluster[0].metrics.requests["pull", "ok"] > answered)
+        await cluster.start(1)
+        values = await pulling
+        assert (values == values[0]).all()
+        assert values[0] == await value(client) == 0
+
+
 async def test_a_restore_needs_all_servers(tmp_path: Path) -> None:
     async with durable_cluster(tmp_path, 2) as cluster:
         async with connect(cluster.address) as client:

@@ -21,8 +21,8 @@ from psworker.client import Client, connect
 Array = npt.NDArray[Any]
 
 FEATURES = 60_000  # 480 kB of float64: cut over as many as five shards
-ROWS = 16
-STEPS = 12
+ROWS = 2
+STEPS = 8
 
 
 @asynccontextmanager

@@ -396,7 +396,7 @@ LOOPS = pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
 def test_connections_above_the_limit_are_turned_away(run: Run) -> None:
     async def main() -> None:
         async with (
-            running_cluster(max_connections=2) as cluster,
+            running_cluster(max_connections=2, kept_connections=0) as cluster,
             connected(cluster.address, hello()),
             connected(cluster.address, hello()) as second,
         ):
@@ -520,7 +520,7 @@ async def test_a_lost_shard_is_named_in_the_status_and_those_who_join_wait_for_i
 async def test_nobody_at_the_coordinators_address() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        server = Server(ServerSettings(port=0, join=free.getsockname()))
+        server = Server(ServerSettings(port=0, join=free.getsockname(), reconnect_for=0.1))
         with pytest.raises(Unreachable) as caught:
             await server.start()
         assert (caught.value.field, caught.value.value) == (

@@ -228,6 +228,7 @@ async def test_rows_that_are_neither_pushed_nor_pulled_are_dropped(monkeypatch: 
     async with running_cluster() as cluster, connect(cluster.address, "job") as client:
         shard, now = cluster.servers[0]._shard, 1000.0
         monkeypatch.setattr(shard, "_clock", lambda: now)
+        monkeypatch.setattr(shard._answers, "_clock", lambda: now)
         table = await client.create_sparse("emb", DIM, Add(), expire_after=60.0)
         ones = np.ones((3, DIM), np.float32)
         await table.push(KEYS[:3], ones)

@@ -590,7 +590,7 @@ async def test_many_short_lists_are_a_long_one(op: str, monkeypatch: pytest.Monk
             spawned.append(work)
             return spawn(work)
 
-        monkeypatch.setattr(shard, "_spawn", counted)
+        monkeypatch.setattr(shard._answers if op == "pull" else shard, "_spawn", counted)
         rows = [described(KNOWN, name, "known") for name in names]
         asked = pull(wanted=rows) if op == "pull" else push([part(ones(KNOWN), name) for name in names], rows)
         assert (await answered(worker, asked))[0]["op"] == "ok"
@@ -605,13 +605,13 @@ async def test_who_does_not_read_what_it_asks_for_takes_a_bounded_amount_of_memo
         server = cluster.servers[0]
         (connection,) = server._connections
         made: list[Any] = []
-        room_for = server._shard._room_for
+        room_for = server._shard._answers._room_for
 
         def counted(wanted: Any) -> Any:
             made.append(wanted)
             return room_for(wanted)
 
-        monkeypatch.setattr(server._shard, "_room_for", counted)
+        monkeypatch.setattr(server._shard._answers, "_room_for", counted)
         op, payload, fields = pull([], [described(KNOWN, "wide", "known")])
         for _ in range(20):
             worker.send(op, payload, 0, **fields)

@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ from protocol.status import ClusterStatus
 from psserver.membership import FailureSettings
 from psworker.cli import main
 from tests.cluster import Elsewhere, cluster_in_thread
+from tests.ports import reserved_port
 
 pytestmark = [
     pytest.mark.usefixtures("process_as_before"),
@@ -76,6 +78,8 @@ def test_a_latecomer_takes_the_job_from_the_cluster(cluster: Elsewhere, job: Pat
         (["--name", "a/b"], "a/b"),
         (["--reconnect-for", "soon"], "soon"),
         (["--no-such-flag"], "--no-such-flag"),
+        (["--tls-cert", "a", "--tls-key", "b"], "--tls-ca"),
+        (["--tls-key", "b", "--tls-ca", "ca"], "--tls-cert"),
         (["--set", "optimizer.lr=-1"], "lr"),
     ],
 )
@@ -102,6 +106,22 @@ def test_what_is_wrong_with_the_job_has_its_exit_code_and_is_said(
 ) -> None:
     assert run(cluster.address, "--job", job, "--set", change) == code
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--token-file", "--tls-ca"])
+def test_a_file_that_cannot_be_used_is_exit_code_2_and_named(
+    cluster: Elsewhere, job: Path, flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(cluster.address, "--job", job, flag, "nowhere") == ExitCode.USAGE
+    assert f"{flag[2:]}=nowhere" in capsys.readouterr().err
+
+
+def test_a_token_at_a_server_that_knows_none_is_exit_code_11(
+    cluster: Elsewhere, job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "token").write_text("a-token-that-is-long-enough\n")
+    assert run(cluster.address, "--job", job, "--token-file", tmp_path / "token") == ExitCode.REFUSED
+    assert "this server knows no tokens" in capsys.readouterr().err
 
 
 def test_another_job_is_exit_code_12_and_names_the_key(
@@ -132,6 +152,19 @@ def test_a_metrics_port_in_use_is_exit_code_2(job: Path, capsys: pytest.CaptureF
         port = str(taken.getsockname()[1])
         assert main(["--server", "127.0.0.1:1", "--job", str(job), "--metrics-port", port]) == ExitCode.USAGE
         assert f"--metrics-port {port}" in capsys.readouterr().err
+
+
+def test_metrics_are_where_they_are_asked_to_be(
+    job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ready, elsewhere = tmp_path / "ready", "127.0.0.2"
+    with reserved_port() as free:
+        flags = ("--job", job, "--metrics-host", elsewhere, "--ready-file", ready)
+        assert run(f"127.0.0.1:{free}", *flags) == ExitCode.UNREACHABLE
+    assert json.loads(ready.read_text())["metrics"].startswith(f"{elsewhere}:")
+    nowhere = "203.0.113.1"  # no machine has it: it is for documentation
+    assert run("127.0.0.1:1", "--job", job, "--metrics-host", nowhere) == ExitCode.USAGE
+    assert f"--metrics-host {nowhere}" in capsys.readouterr().err
 
 
 def meanwhile(

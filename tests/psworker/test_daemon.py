@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from protocol.daemon.exit_codes import ExitCode
+from protocol.daemon.logs import Speaker
 from protocol.errors import (
     BadFrame,
     BadRequest,
@@ -64,7 +65,7 @@ async def run(
     cluster: Cluster, job: Job | None, name: str | None = None, reconnect_for: float = 0.0
 ) -> WorkerMetrics:
     metrics = WorkerMetrics()
-    await work(WorkerSettings(cluster.address, job, name, reconnect_for), metrics)
+    await work(WorkerSettings(cluster.address, job, name, reconnect_for), metrics, Speaker())
     return metrics
 
 

@@ -105,7 +105,7 @@ async def test_a_server_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) 
 
 
 async def test_a_server_that_is_full_is_asked_again() -> None:
-    async with running_cluster(max_connections=1) as cluster:
+    async with running_cluster(max_connections=1, kept_connections=0) as cluster:
         host, port = cluster.endpoint
         first = await reached(host, port, within=0.0)
         with pytest.raises(Unreachable):

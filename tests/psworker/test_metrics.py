@@ -1,7 +1,11 @@
+import math
+
 import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+import protocol
+from protocol.frames import VERSION
 from psworker.link import Recovery
 from psworker.metrics import WorkerMetrics
 
@@ -19,7 +23,7 @@ def test_the_names_that_dashboards_know() -> None:
     metrics = WorkerMetrics()
     metrics.examples.inc(64)
     metrics.steps.inc()
-    metrics.loss.set(0.25)
+    metrics.loss = 0.25
     with metrics.phase("compute"):
         pass
     found = samples(metrics)
@@ -27,6 +31,17 @@ def test_the_names_that_dashboards_know() -> None:
     assert found["psworker_steps_total"] == 1
     assert found["psworker_loss"] == 0.25
     assert found["psworker_step_seconds_count compute"] == 1
+
+
+def test_there_is_no_loss_before_the_first_and_it_may_be_nan() -> None:
+    metrics = WorkerMetrics()
+    assert "psworker_loss" not in samples(metrics)
+    metrics.loss = math.nan
+    assert math.isnan(samples(metrics)["psworker_loss"])
+
+
+def test_the_versions_are_told() -> None:
+    assert samples(WorkerMetrics())[f"psworker_build_info {VERSION} {protocol.__version__}"] == 1
 
 
 def test_a_phase_that_fails_is_timed_too() -> None:

@@ -726,6 +726,28 @@ async def test_what_was_done_is_counted() -> None:
     assert value("psworker_step_seconds_count", phase="pull") == 1 + CHUNKS
 
 
+class Diverging(Recorder):
+    """A model whose loss and gradient are no numbers."""
+
+    def gradients(self, parameters: Mapping[str, Array], batch: Batch) -> tuple[dict[str, Array], float]:
+        return {"w": np.full(2, math.nan, np.float32)}, math.nan
+
+
+@BOTH
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+async def test_a_loss_that_is_no_number_is_told_though_its_gradient_is_refused(staleness: float) -> None:
+    metrics = WorkerMetrics()
+    async with (
+        running_cluster() as cluster,
+        joined(cluster, "a", plan(), staleness=staleness, workers=1) as client,
+    ):
+        with pytest.raises(NotFinite):
+            await trainer(client, Diverging(client), metrics=metrics).run(SGD(LR))
+    loss = metrics.registry.get_sample_value("psworker_loss")
+    assert loss is not None
+    assert math.isnan(loss)
+
+
 @BOTH
 @pytest.mark.parametrize("number", [0, 3, 99])
 async def test_nothing_is_left_behind(staleness: float, number: int) -> None:

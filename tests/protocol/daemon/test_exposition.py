@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 
 from protocol.daemon import exposition as module
-from protocol.daemon.exposition import Exposition
+from protocol.daemon.exposition import Exposition, Reply
 
 
 class Page(NamedTuple):
@@ -81,6 +81,22 @@ def test_other_paths_are_not_found(daemon: Daemon, path: str) -> None:
     page = daemon.get(path)
     assert page.status == 404
     assert page.text == "try /metrics, /healthz or /readyz\n"
+
+
+def test_a_daemon_may_have_pages_of_its_own() -> None:
+    pages = {"/": lambda: Reply("200 OK", "text/html", b"<p>", [("Cache-Control", "no-store")])}
+    loop = asyncio.new_event_loop()
+    exposition = Exposition(CollectorRegistry(), lambda: True, loop, pages)
+    address = exposition.listen("127.0.0.1", 0, 0)
+    try:
+        with urllib.request.urlopen(f"http://{address}/", timeout=10) as reply:
+            assert (reply.read(), reply.headers["Content-Type"]) == (b"<p>", "text/html")
+            assert reply.headers["Cache-Control"] == "no-store"
+        assert get(address, "/readyz").status == 200
+        assert get(address, "/other").status == 404
+    finally:
+        exposition.close()
+        loop.close()
 
 
 def test_a_daemon_whose_loop_turns_is_alive(daemon: Daemon) -> None:

@@ -7,18 +7,23 @@ import pytest
 
 from protocol.daemon.logs import RateLimited
 
+WHO = ("job", "worker", "shard", "epoch")
+
 LOGGING = """
 import logging
-from protocol.daemon.logs import configure_logs
-configure_logs({form!r}, {level!r})
+from protocol.daemon.logs import Speaker, configure_logs
+from protocol.events import about
+speaker = Speaker()
+configure_logs({form!r}, {level!r}, speaker)
 log = logging.getLogger("a.b")
 log.info("hello %s", "wörld", extra={{"job": "digits", "path": ValueError("x")}})
+speaker.tell = lambda: {{"shard": 1, "job": "my job", "epoch": 7, "worker": None}}
 log.debug("quiet")
 log.warning("two\\nlines \\x1b[31m")
 try:
     raise KeyError("missing")
 except KeyError:
-    log.exception("it failed")
+    log.exception("it failed", extra=about("failed", worker="w1", epoch=8))
 print("stdout is for results")
 """
 
@@ -39,6 +44,15 @@ def test_json_logs_are_one_object_a_line() -> None:
     assert hello.pop("time").endswith("Z")
     assert hello == {"level": "info", "logger": "a.b", "message": "hello wörld", "job": "digits", "path": "x"}
     assert (two_lines["level"], two_lines["message"]) == ("warning", "two\nlines \x1b[31m")
+    assert {key: two_lines.get(key) for key in WHO} == {
+        "job": "my job",
+        "shard": 1,
+        "epoch": 7,
+        "worker": None,
+    }
+    assert failed["event"] == "failed"
+    assert failed["worker"] == "w1"
+    assert failed["epoch"] == 8  # that of which the line is, not of who says it
     assert failed["level"] == "error"
     assert failed["exception"].startswith("Traceback")
     assert failed["exception"].endswith("KeyError: 'missing'")
@@ -56,8 +70,20 @@ def test_the_level_is_the_least_severity_shown() -> None:
 
 def test_text_logs_say_time_level_and_logger() -> None:
     first = logged("text", "info")[0]
-    assert first.endswith("INFO    a.b: hello wörld")
+    assert first.endswith("INFO    a.b: hello wörld [job=digits]")
     assert first[:4].isdigit()
+
+
+def test_text_logs_say_who_and_what_of_in_brackets_before_a_traceback() -> None:
+    lines = logged("text", "info")
+    failed = next(number for number, line in enumerate(lines) if "it failed" in line)
+    assert lines[failed].endswith('it failed [event=failed job="my job" worker=w1 shard=1 epoch=8]')
+    assert lines[failed + 1].startswith("Traceback")
+
+
+def test_no_field_of_an_event_is_one_of_the_log_records_own() -> None:
+    own = vars(logging.makeLogRecord({}))
+    assert not {*WHO, "event", "about_shard", "checkpoint", "server", "timeline", "waiting_for"} & set(own)
 
 
 def test_lines_left_out_are_counted_in_the_next_one(caplog: pytest.LogCaptureFixture) -> None:
@@ -71,3 +97,4 @@ def test_lines_left_out_are_counted_in_the_next_one(caplog: pytest.LogCaptureFix
         "refused x at 110.00",
     ]
     assert {record.levelname for record in caplog.records} == {"WARNING"}
+    assert {vars(record)["event"] for record in caplog.records} == {"peer.refused"}

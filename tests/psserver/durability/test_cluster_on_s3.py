@@ -1,6 +1,7 @@
 """A cluster whose checkpoints are in an object store."""
 
 import numpy as np
+import pytest
 
 from protocol.addresses import split_address
 from protocol.messages import Checkpoint, Checkpointed, Restore
@@ -10,6 +11,8 @@ from psserver.server import Server, ServerSettings
 from psworker.asking import ask
 from psworker.client import connect
 from tests.psserver.durability.s3_server import S3
+
+pytestmark = pytest.mark.xdist_group("s3")
 
 ELEMENTS = 40_000  # 320 kB: cut over both servers
 

@@ -16,6 +16,8 @@ from psserver.durability.storage import LocalStorage, Storage, Writing, read_all
 from tests.psserver.durability import made_up
 from tests.psserver.durability.s3_server import S3
 
+pytestmark = pytest.mark.xdist_group("s3")  # or each process would start an S3 server
+
 MIB = 1 << 20
 PART = 5 * MIB  # the least that S3 takes
 LARGE = bytes(range(256)) * (12 * MIB // 256)  # of two parts and a bit

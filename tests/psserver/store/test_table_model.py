@@ -140,4 +140,4 @@ class TableModel(RuleBasedStateMachine):
 
 
 TestTableModel = TableModel.TestCase
-TestTableModel.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+TestTableModel.settings = settings(max_examples=12, stateful_step_count=20, deadline=None)

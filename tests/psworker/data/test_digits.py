@@ -1,10 +1,8 @@
-import sys
-
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from psworker.data import Batch, open_source
+from psworker.data import Batch, digits, open_source
 from psworker.data.digits import open_digits
 from psworker.errors import DataError
 from psworker.job import DataSettings
@@ -48,7 +46,7 @@ def test_no_column_cuts_the_digits_into_parts() -> None:
 
 
 def test_without_scikit_learn_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.setattr(digits, "find_spec", lambda name: None)
     with pytest.raises(DataError, match=r"pip install 'asyncps\[digits\]'"):
         open_digits(DataSettings(), seed=0, holdout=0.0)
 

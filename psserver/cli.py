@@ -264,7 +264,8 @@ async def _serve(options: argparse.Namespace, stop: asyncio.Event, speaker: Spea
     except OSError as error:
         _log.error(
             "cannot serve metrics on --host %s --metrics-port %s: %s; %s",
-            options.host, options.metrics_port or _METRICS_PORT, error, _remedy(error, options.host),
+            options.host, _METRICS_PORT if options.metrics_port is None else options.metrics_port,
+            error, _remedy(error, options.host),
             extra=about("failed"),
         )  # fmt: skip
         return ExitCode.USAGE

@@ -288,8 +288,8 @@ class Examiner:
                 proven = token
         if proven is None:
             raise Unauthenticated(
-                f"this proves none of the server's tokens for the role {auth.role}; has --token-file of both "
-                "ends a line in common, and do both speak TLS with each other and nobody in between?",
+                f"this proves none of the server's tokens for the role {auth.role}; do both --token-files "
+                "have a line in common (psctl token makes one), do both speak TLS, and nobody in between?",
                 field="proof",
                 value="wrong" if proof else "absent",
             )

@@ -142,7 +142,8 @@ def _tokens_of(file: Path) -> tuple[Token, ...]:
             mode = os.fstat(opened.fileno()).st_mode
             text = opened.read()
     except (OSError, UnicodeDecodeError) as error:
-        raise BadRequest(f"it cannot be read: {error}", field="token-file", value=str(file)) from error
+        problem = f"it cannot be read: {error}; psctl token writes one"
+        raise BadRequest(problem, field="token-file", value=str(file)) from error
     if stat.S_ISREG(mode) and mode & stat.S_IROTH:
         _log.warning("others may read --token-file %s; say: chmod o-r %s", file, file)
     try:

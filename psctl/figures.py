@@ -62,11 +62,14 @@ def figure(value: float | None) -> str:
 
 
 def span(seconds: float) -> str:
-    """Return a duration: ``0:07``, ``2:05``, ``1:02:05``; ``-`` where there is none."""
+    """Return a duration: ``0:07``, ``2:05``, ``1:02:05``, ``3 d 01:02:05``; ``-`` where there is none."""
     if not math.isfinite(seconds):
         return "-"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours:02}:{minutes:02}:{rest:02}"
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 

@@ -157,8 +157,9 @@ def _servers(shards: Sequence[ShardStatus]) -> Table:
         silent = silence(shard.heartbeat_age) if shard.shard and shard.state != "joining" else "-"
         load = shard.load
         parameters = size(max(shard.parameters_bytes, load.bytes))
-        rows = [count(load.rows), count(load.keys_per_second)] if with_rows else []
-        rate = count(load.requests_per_second)
+        keys = count(load.keys_per_second) if shard.state != "lost" else "-"
+        rows = [count(load.rows), keys] if with_rows else []
+        rate = count(load.requests_per_second) if shard.state != "lost" else "-"
         add(drawn, str(shard.shard), shard.address, state_text(shard.state), parameters, rate, *rows, silent)
     return drawn
 

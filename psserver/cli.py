@@ -258,7 +258,7 @@ async def _serve(options: argparse.Namespace, stop: asyncio.Event, speaker: Spea
     speaker.tell = server.identity
     _warn(options, settings.access)
     loop = asyncio.get_running_loop()
-    exposition = Exposition(server.metrics.registry, server.is_ready, loop, server.pages(loop))
+    exposition = Exposition(server.metrics.registry, server.why_not_ready, loop, server.pages(loop))
     try:
         metrics = exposition.listen(options.host, options.metrics_port, _METRICS_PORT)
     except OSError as error:

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, Final
 
 import protocol
-from protocol.connection import Connection
+from protocol.connection import Array, Connection
 from protocol.documents import CATALOGUE, STATUS
 from protocol.errors import BadRequest, JobMismatch, NotAMember, PSError, UnknownJob
 from protocol.events import Event, about
@@ -120,7 +120,7 @@ class Coordinator:
         self._members_may = asyncio.Event()  # or one that waits for workers' markers
         self._undisturbed.set()
         self._members_may.set()
-        self._asked_status: list[Call] = []
+        self._told: Array | None = None  # the status, as it is told in this turn of the event loop
         self._untold: list[Callable[[], None]] = []  # decisions that became durable while a cut was prepared
         self.serving = asyncio.Event()
         self.changes = 0
@@ -819,23 +819,18 @@ class Coordinator:
     # --- status
 
     def status(self, call: Call, request: Status) -> None:
-        """Report the state of the cluster: once to all who ask in the same turn of the event loop.
+        """Report the state of the cluster: the same to all who ask in one turn of the event loop.
 
-        It takes long to tell, and one client may ask for it a thousand times in one breath.
+        It takes long to tell, and one client may ask for it a thousand times in one breath. Each time is
+        answered before the next one is read: else all of them would wait for a client that reads none.
         """
-        if not self._asked_status:
-            asyncio.get_running_loop().call_soon(self._tell_status)
-        self._asked_status.append(call)
+        if self._told is None:
+            self._told = STATUS.encode(self.cluster_status())
+            asyncio.get_running_loop().call_soon(self._forget_told)
+        call.reply(StatusReport(STATUS.parts(self._told)), (self._told,))
 
-    def _tell_status(self) -> None:
-        calls, self._asked_status = self._asked_status, []
-        try:
-            payload = STATUS.encode(self.cluster_status())
-            for call in calls:
-                call.reply(StatusReport(STATUS.parts(payload)), (payload,))
-        except Exception as error:
-            for call in calls:
-                call.fail_with(error)
+    def _forget_told(self) -> None:
+        self._told = None
 
     def cluster_status(self) -> ClusterStatus:
         """Return the state of the cluster."""

@@ -54,6 +54,10 @@ class Histogram:
         return found, self._sum
 
 
+_NOT_LET_IN: Final = ("token", "missing", "certificate", "plain", "tls", "version", "late", "rate")
+"""Why a hello may fail. Each is there from the start, or Prometheus would not see the first one as a rise."""
+
+
 class ServerMetrics(Collector):
     """All that a server counts.
 
@@ -188,7 +192,7 @@ class ServerMetrics(Collector):
         """Return why peers were not greeted; those that said nothing were rejected, too."""
         rejected = dict(self.rejected_frames)
         silent = {"late": rejected.get("no_hello", 0), "rate": rejected.get("shut_out", 0)}
-        return dict(self.failed_hellos) | {reason: count for reason, count in silent.items() if count}
+        return dict.fromkeys(_NOT_LET_IN, 0) | dict(self.failed_hellos) | silent
 
     def _gauge_families(self) -> Iterator[Metric]:
         families: dict[str, GaugeMetricFamily] = {}

@@ -338,6 +338,19 @@ class Server:
             return self._coordinator.serving.is_set()
         return self._uplink is not None and self._uplink.is_open and self._serves()
 
+    def why_not_ready(self) -> str:
+        """Return what this server waits for before it may serve; "": nothing."""
+        if self.is_ready():
+            return ""
+        if self._stopping:
+            return "it stops"
+        if self._coordinator is not None:
+            away = self._coordinator.links.away()
+            return f"it waits for server {', '.join(map(str, away))}" if away else "it restores its state"
+        if self._settings.join is not None and (self._uplink is None or not self._uplink.is_open):
+            return f"it waits for the coordinator at {join_address(*self._settings.join)}"
+        return "it waits for the other servers, or restores its state"
+
     def identity(self) -> dict[str, object]:
         """Return this server's number and, if it has one job only, which and its epoch, for log lines."""
         number = self._shard.number or self._settings.shard
@@ -656,7 +669,7 @@ class Server:
 
     def _hear(self, call: Call, request: ShardBeat | Ended | Saved, arrays: Sequence[Array]) -> None:
         if self._coordinator is None:
-            raise _not_the_coordinator(request.op)
+            raise self._not_the_coordinator(request.op)
         links = self._coordinator.links
         if isinstance(request, ShardBeat):
             links.heartbeat(call.connection, WAITS.decode(arrays[0]))
@@ -668,10 +681,14 @@ class Server:
                 self._lead.checkpoints.saved(shard, request, files)
         call.reply(Empty())
 
+    def _not_the_coordinator(self, op: str) -> BadRequest:
+        where = "" if self._settings.join is None else f", which is at {join_address(*self._settings.join)}"
+        return BadRequest(f"this server is not the coordinator; ask that{where}", field="op", value=op)
+
     def _coordinate(self, call: Call, session: Session, request: Any) -> None:
         coordinator = self._coordinator
         if coordinator is None:
-            raise _not_the_coordinator(request.op)
+            raise self._not_the_coordinator(request.op)
         if isinstance(request, JoinShard):
             coordinator.links.join(call, request)
             if request.lost and not coordinator.links.must_load:
@@ -812,12 +829,6 @@ def _forbidden(role: Role, request: Any) -> Forbidden:
         f"this takes the token of an {needed}; yours is a {role}'s (the first one of --token-file is shown)",
         field="op",
         value=request.op,
-    )
-
-
-def _not_the_coordinator(op: str) -> BadRequest:
-    return BadRequest(
-        "this server is not the coordinator; ask the one that the workers were given", field="op", value=op
     )
 
 

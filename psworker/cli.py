@@ -104,7 +104,9 @@ async def _work(
     settings: WorkerSettings, options: argparse.Namespace, stop: asyncio.Event, speaker: Speaker
 ) -> int:
     metrics = WorkerMetrics()
-    exposition = Exposition(metrics.registry, lambda: not stop.is_set(), asyncio.get_running_loop())
+    exposition = Exposition(
+        metrics.registry, lambda: "it stops" if stop.is_set() else "", asyncio.get_running_loop()
+    )
     try:
         bound = exposition.listen(options.metrics_host, options.metrics_port, _METRICS_PORT)
     except OSError as error:

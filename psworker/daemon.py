@@ -73,7 +73,7 @@ async def work(settings: WorkerSettings, metrics: WorkerMetrics, speaker: Speake
         parts=job.parts,
     )
     _log.info(
-        "joining job %s at %s, which starts with %d workers", job.name, settings.server, job.train.workers
+        "joining job %s at %s; workers that it starts with: %d", job.name, settings.server, job.train.workers
     )
     try:
         async with connect(
@@ -96,7 +96,7 @@ async def work(settings: WorkerSettings, metrics: WorkerMetrics, speaker: Speake
                 _log.info("%s is done after %d steps", client.name, client.clock, extra=about("work.done"))
             else:
                 _log.info(
-                    "%s found nothing left to train in job %s",
+                    "%s found nothing left to train in job %s; to train more, give it another [job] name",
                     client.name,
                     job.name,
                     extra=about("work.done"),
@@ -128,7 +128,9 @@ async def _job_of_cluster(settings: WorkerSettings) -> Job:
         )
     except UnknownJob as error:
         raise UnknownJob(
-            "the cluster has no job, or several: say which with --job FILE",
+            "the cluster has no job yet: give the first worker one with --job FILE"
+            if error.value == "(none)"
+            else "the cluster has several jobs: say which with --job FILE",
             field=error.field,
             value=error.value,
         ) from error

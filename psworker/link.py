@@ -353,7 +353,7 @@ class Link(RefuseAll):
 
     async def _reconnect(self, began: float) -> None:
         loop, backoff = asyncio.get_running_loop(), Backoff()
-        _log.info(
+        _log.warning(
             "the connection to %s has ended; trying for %g s", self._name, self._reconnect_for,
             extra=about("link.lost", server=self._name),
         )  # fmt: skip
@@ -384,7 +384,7 @@ class Link(RefuseAll):
                 return
             self._recovery.reconnects += 1
             _log.info(
-                "connected to %s again; %d requests go on", self._name, len(self._waiting),
+                "connected to %s again; requests that go on: %d", self._name, len(self._waiting),
                 extra=about("link.back", server=self._name),
             )  # fmt: skip
             self._take(connection)

@@ -41,7 +41,7 @@ class Exposition:
 
     Args:
         registry: what ``/metrics`` shows.
-        is_ready: what ``/readyz`` answers; called from another thread.
+        why_not_ready: what ``/readyz`` answers, "": it is ready; called from another thread.
         loop: the event loop that ``/healthz`` looks at.
         pages: what there is besides, by path.
     """
@@ -49,12 +49,12 @@ class Exposition:
     def __init__(
         self,
         registry: CollectorRegistry,
-        is_ready: Callable[[], bool],
+        why_not_ready: Callable[[], str],
         loop: asyncio.AbstractEventLoop,
         pages: Mapping[str, Page] | None = None,
     ) -> None:
         self._metrics = make_wsgi_app(registry)
-        self._is_ready = is_ready
+        self._why_not_ready = why_not_ready
         self._loop = loop
         self._pages = pages or {}
         self._server: HTTPServer | None = None
@@ -93,16 +93,19 @@ class Exposition:
                 page: Iterable[bytes] = self._metrics(environ, start_response)
                 return page
             case "/healthz":
-                return _text(start_response, self._is_alive(), "alive", "the event loop does not answer")
+                problem = "" if self._is_alive() else "the event loop does not answer"
+                return _text(start_response, "alive", problem)
             case "/readyz":
-                return _text(start_response, self._is_ready(), "ready", "not ready yet")
+                why = self._why_not_ready()
+                return _text(start_response, "ready", why and f"not ready yet: {why}")
             case path if path in self._pages:
                 reply = self._pages[path]()
                 start_response(reply.status, [("Content-Type", reply.kind), *reply.headers])
                 return [reply.body]
             case _:
                 start_response("404 Not Found", [("Content-Type", "text/plain")])
-                return [b"try /metrics, /healthz or /readyz\n"]
+                known = ", ".join(("/metrics", "/healthz", *sorted(self._pages)))
+                return [f"try {known} or /readyz\n".encode()]
 
     def _is_alive(self) -> bool:
         alive = threading.Event()
@@ -113,7 +116,7 @@ class Exposition:
         return alive.wait(_ALIVE_WITHIN)
 
 
-def _text(start_response: StartResponse, good: bool, yes: str, no: str) -> Iterable[bytes]:
-    status = "200 OK" if good else "503 Service Unavailable"
+def _text(start_response: StartResponse, good: str, problem: str) -> Iterable[bytes]:
+    status = "503 Service Unavailable" if problem else "200 OK"
     start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
-    return [(yes if good else no).encode() + b"\n"]
+    return [(problem or good).encode() + b"\n"]

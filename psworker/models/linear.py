@@ -51,7 +51,8 @@ class LinearRegression:
     ) -> npt.NDArray[np.float32]:
         require_rows(batch)
         y = batch.y.astype(np.float32, copy=False)
-        return batch.x @ parameters["w"] + parameters["b"] - y
+        residual: npt.NDArray[np.float32] = batch.x @ parameters["w"] + parameters["b"] - y
+        return residual
 
 
 def _mean_square(residual: npt.NDArray[np.float32]) -> float:

@@ -18,6 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from protocol.frames import PRELUDE, VERSION, encode_prelude
 from protocol.messages import REQUESTS
 from psctl import LocalCluster
+from psserver.failure import FailureDetector
 from tests.integration.scrape import Metrics
 from tests.integration.test_garbage import resident_bytes
 
@@ -30,11 +31,15 @@ LIMITED = (
     f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({MEMORY}, {MEMORY}));"
     "from psserver.cli import main; raise SystemExit(main())",
 )
+HEARTBEAT, DEAD_AFTER = 60.0, 600.0
+"""Seconds. The clients have no heart that beats by itself, and may take long to think of what to send: the
+first of a fresh clone has Hypothesis make its table of all characters. How long a silence is death follows
+from the interval between heartbeats; ``--dead-after`` only bounds it."""
+
+ANSWER_WITHIN = 30.0  # seconds
 ELEMENTS = 64
 SPEC = ["float32", [ELEMENTS], ["add", []]]
 PARTS = [["w", "float32", ELEMENTS]]
-FIELDS = st.sampled_from(["names", "tensors", "name", "job", "seq", "step"]) | st.text()
-
 JUNK = st.recursive(
     st.none()
     | st.booleans()
@@ -46,11 +51,26 @@ JUNK = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
     max_leaves=8,
 )
-U64 = st.integers(0, 2**64 - 1)
+FIELDS = st.dictionaries(
+    (st.sampled_from(["names", "tensors", "name", "job", "seq", "step"]) | st.text()).filter(
+        lambda name: name not in ("op", "id")
+    ),
+    JUNK,
+)
 HARMFUL = ("leave", "restore", "join_shard", "set", "init", "hello")
 """What may well be meant, and then changes what this client can do."""
 
+REPLIES = ("ok", "error")
+"""With these a header is that of a reply, which is not answered."""
+
 OPS = [cls.op for cls in REQUESTS if cls.op not in HARMFUL]
+
+
+class NoAnswer(BaseException):
+    """A request was not answered in time.
+
+    No ``Exception``: Hypothesis would try to make the session smaller, and wait as long at every try.
+    """
 
 
 class Peer:
@@ -58,18 +78,25 @@ class Peer:
 
     def __init__(self, address: str) -> None:
         host, _, port = address.rpartition(":")
-        self.socket = socket.create_connection((host, int(port)), timeout=30)
+        self.socket = socket.create_connection((host, int(port)), timeout=ANSWER_WITHIN)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._stream = self.socket.makefile("rb")
         self._id = 0
 
     def ask(self, op: Any, payload: bytes = b"", **fields: Any) -> tuple[dict[str, Any], bytes]:
         """Return the reply's header and payload."""
+        try:
+            self.send(op, payload, **fields)
+            *_, length, more = PRELUDE.unpack(self._stream.read(PRELUDE.size))
+            return msgpack.unpackb(self._stream.read(length)), self._stream.read(more)
+        except TimeoutError as error:
+            asked = f"{op!r} with {fields!r} and {len(payload)} bytes"
+            raise NoAnswer(f"{asked} was not answered within {ANSWER_WITHIN:g} s") from error
+
+    def send(self, op: Any, payload: bytes = b"", **fields: Any) -> None:
         self._id += 1
         header = msgpack.packb({"op": op, "id": self._id, **fields})
         self.socket.sendall(encode_prelude(len(header), len(payload)) + header + payload)
-        *_, length, more = PRELUDE.unpack(self._stream.read(PRELUDE.size))
-        return msgpack.unpackb(self._stream.read(length)), self._stream.read(more)
 
     def rest(self) -> bytes:
         """Return what comes until the server ends the connection."""
@@ -94,7 +121,9 @@ class Session(RuleBasedStateMachine):
         Session.jobs += 1
         self.job = f"job-{Session.jobs}"
         self.peer = self._greeted()
-        self.joined, _ = self.peer.ask("join", token="t", job=self.job, name="w0", staleness=float("inf"))
+        self.joined, _ = self.peer.ask(
+            "join", token=self.job, job=self.job, name="w0", staleness=float("inf")
+        )
         created, _ = self.peer.ask("create", name="w", spec=SPEC)
         block = {"name": "w", "spec": SPEC, "attempt": created["attempt"]}
         start = np.zeros(ELEMENTS, np.float32)
@@ -143,18 +172,24 @@ class Session(RuleBasedStateMachine):
         self._may_have_counted(self.push(np.ones(ELEMENTS, np.float32), **{field: junk}))
 
     @rule(
-        op=st.sampled_from(OPS) | st.text(max_size=5) | JUNK,
-        fields=st.dictionaries(
-            st.sampled_from(["names", "tensors", "name", "job", "seq", "step"]) | st.text(), JUNK
-        ),
-        payload=st.binary(max_size=100),
+        op=st.sampled_from(OPS) | st.text(max_size=5) | JUNK, fields=FIELDS, payload=st.binary(max_size=100)
     )
     def asks_for_nonsense(self, op: Any, fields: dict[str, Any], payload: bytes) -> None:
-        assume(op not in HARMFUL)  # texts are drawn from the words of this project, too
-        fields = {name: value for name, value in fields.items() if name not in ("op", "id")}
+        assume(op not in HARMFUL + REPLIES)  # texts are drawn from the words of this project, too
         reply, _ = self.peer.ask(op, payload, **fields)
         assert reply.get("code") != "INTERNAL"
         self._may_have_counted(reply)
+
+    @rule(
+        op=st.sampled_from(REPLIES),
+        fields=st.dictionaries(
+            st.sampled_from(["version", "tensors", "code", "message", "field", "value"]),
+            st.none() | st.integers(0, 2**63 - 1) | st.text(max_size=8) | st.just(PARTS),
+        ),
+        payload=st.binary(max_size=100),
+    )
+    def replies_though_nobody_asked(self, op: str, fields: dict[str, Any], payload: bytes) -> None:
+        self.peer.send(op, payload, **fields)  # not answered: the next reply is that of the next request
 
     def _may_have_counted(self, reply: dict[str, Any]) -> None:
         """Learn from the server what was not refused, and which number it expects."""
@@ -212,8 +247,19 @@ class Session(RuleBasedStateMachine):
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
-    with LocalCluster(server_command=LIMITED, server_flags=("--dead-after", "10m")) as cluster:
+    flags = ("--heartbeat-interval", f"{HEARTBEAT:g}s", "--dead-after", f"{DEAD_AFTER:g}s")
+    with LocalCluster(server_command=LIMITED, server_flags=flags) as cluster:
         yield cluster
+
+
+@pytest.mark.parametrize("beats", [0, 1, 1000])
+def test_who_is_silent_for_as_long_as_a_test_may_take_is_not_fenced(
+    request: pytest.FixtureRequest, beats: int
+) -> None:
+    detector = FailureDetector(HEARTBEAT, DEAD_AFTER, now=0.0)
+    for _ in range(beats):
+        detector.beat(0.0)  # all at once: so regular a peer is found dead soonest
+    assert detector.dead_at > float(request.config.getini("timeout"))
 
 
 def test_whatever_a_client_sends_what_is_refused_changes_nothing(cluster: LocalCluster) -> None:

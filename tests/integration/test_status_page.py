@@ -59,7 +59,7 @@ async def cluster_with_a_page(**settings: Any) -> AsyncIterator[tuple[Cluster, s
     """A cluster in this event loop, and the metrics port of its coordinator."""
     async with running_cluster(**settings) as cluster:
         (server, loop) = (cluster.servers[0], asyncio.get_running_loop())
-        exposition = Exposition(server.metrics.registry, server.is_ready, loop, server.pages(loop))
+        exposition = Exposition(server.metrics.registry, server.why_not_ready, loop, server.pages(loop))
         metrics = exposition.listen("127.0.0.1", 0, 0)
         try:
             yield cluster, metrics

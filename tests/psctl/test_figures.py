@@ -28,7 +28,15 @@ def test_counts_and_plurals() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (125, "2:05"), (3725, "1:02:05"), (math.inf, "-")]
+    ("seconds", "text"),
+    [
+        (0.4, "0:00"),
+        (59.6, "1:00"),
+        (125, "2:05"),
+        (3725, "1:02:05"),
+        (280_844, "3 d 06:00:44"),
+        (math.inf, "-"),
+    ],
 )
 def test_span(seconds: float, text: str) -> None:
     assert span(seconds) == text

@@ -6,6 +6,7 @@ import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from socket import SO_SNDBUF, SOL_SOCKET
 from typing import Any
 
 import numpy as np
@@ -266,6 +267,28 @@ async def test_who_ask_for_the_status_in_one_breath_are_told_the_same(
         answers = await asyncio.gather(*(client.send(Status()) for _ in range(300)))
         payloads = {payload.tobytes() for _, (payload,) in answers}
     assert told == len(payloads) < 30
+
+
+async def test_no_more_statuses_than_the_limit_wait_for_who_does_not_read_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    long = ClusterStatus("x" * 10_000, 0.0, (), ())
+    monkeypatch.setattr(Coordinator, "cluster_status", lambda _: long)
+    asks = [encode_request(number, Status()) for number in range(2, 1_000)]
+    async with running_cluster() as cluster, greeted_guest(cluster) as (client, guest):
+        assert guest._transport is not None
+        socket = guest._transport.get_extra_info("socket")
+        socket.setsockopt(SOL_SOCKET, SO_SNDBUF, 4096)  # what the system takes does not wait here
+        client.send_more(b"".join(encode_prelude(len(header), 0) + header for header in asks))
+        await holds(lambda: guest.unsent > 0)
+        most = 0
+        for _ in range(300):
+            most = max(most, guest.unsent)
+            await asyncio.sleep(0)
+        assert most < (256 << 10) + 11_000  # and the one that made it too many
+        socket.setsockopt(SOL_SOCKET, SO_SNDBUF, 1 << 20)
+        for number in range(2, 1_000):
+            assert (await client.reply())[0]["id"] == number
 
 
 async def test_a_status_that_cannot_be_told_is_an_error_for_all(monkeypatch: pytest.MonkeyPatch) -> None:

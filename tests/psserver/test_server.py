@@ -13,9 +13,9 @@ import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol.errors import ConnectionLost, PSError, Unreachable
+from protocol.errors import BadRequest, ConnectionLost, PSError, Unreachable
 from protocol.frames import VERSION
-from protocol.messages import REQUESTS, Pull
+from protocol.messages import REQUESTS, Pull, Status
 from psserver.membership import FailureSettings
 from psserver.server import Server, ServerSettings
 from psworker.client import connect
@@ -420,11 +420,13 @@ async def test_requests_wait_until_all_shards_have_joined() -> None:
             status = await cluster.status()
             assert [shard.state for shard in status.shards] == ["ready", "ready", "joining"]
             assert not coordinator.is_ready()
+            assert coordinator.why_not_ready() == "it waits for server 2"
             joining = asyncio.create_task(first_pull(cluster.address))
             await cluster.until(lambda _: len(coordinator._tasks) > ALWAYS)  # it is being held back
             assert not joining.done()
             await cluster.add_shard()
             assert coordinator.is_ready()
+            assert coordinator.why_not_ready() == ""
             await joining
             assert client.is_open
 
@@ -539,6 +541,15 @@ async def test_a_shard_notices_that_the_coordinator_is_gone_and_gives_up_in_time
         await cluster.servers[0].stop()
         assert isinstance(await shard.failed, Unreachable)
         assert not shard.is_ready()
+        assert shard.why_not_ready() == f"it waits for the coordinator at {cluster.address}"
+
+
+async def test_what_only_the_coordinator_does_another_server_refuses_and_says_where_that_is() -> None:
+    async with running_cluster(shards=2) as cluster:
+        other = (await cluster.status()).shards[1].address
+        async with connected(other, hello()) as client:
+            with pytest.raises(BadRequest, match=f"ask that, which is at {cluster.address}"):
+                await client.request(Status())
 
 
 async def test_a_shard_that_is_stopped_has_not_failed() -> None:

@@ -33,7 +33,9 @@ class Daemon:
         self.ready = False
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever)
-        self.exposition = Exposition(self.registry, lambda: self.ready, self.loop)
+        self.exposition = Exposition(
+            self.registry, lambda: "" if self.ready else "it waits for server 1", self.loop
+        )
         self.address = self.exposition.listen("127.0.0.1", 0, 0)
 
     def get(self, path: str) -> Page:
@@ -68,7 +70,7 @@ def test_metrics_are_in_the_form_that_prometheus_reads(daemon: Daemon) -> None:
 def test_ready_is_what_the_daemon_says(daemon: Daemon) -> None:
     daemon.ready = False
     page = daemon.get("/readyz")
-    assert (page.status, page.text) == (503, "not ready yet\n")
+    assert (page.status, page.text) == (503, "not ready yet: it waits for server 1\n")
     daemon.ready = True
     page = daemon.get("/readyz")
     assert (page.status, page.text) == (200, "ready\n")
@@ -86,14 +88,14 @@ def test_other_paths_are_not_found(daemon: Daemon, path: str) -> None:
 def test_a_daemon_may_have_pages_of_its_own() -> None:
     pages = {"/": lambda: Reply("200 OK", "text/html", b"<p>", [("Cache-Control", "no-store")])}
     loop = asyncio.new_event_loop()
-    exposition = Exposition(CollectorRegistry(), lambda: True, loop, pages)
+    exposition = Exposition(CollectorRegistry(), lambda: "", loop, pages)
     address = exposition.listen("127.0.0.1", 0, 0)
     try:
         with urllib.request.urlopen(f"http://{address}/", timeout=10) as reply:
             assert (reply.read(), reply.headers["Content-Type"]) == (b"<p>", "text/html")
             assert reply.headers["Cache-Control"] == "no-store"
         assert get(address, "/readyz").status == 200
-        assert get(address, "/other").status == 404
+        assert get(address, "/other").text == "try /metrics, /healthz, / or /readyz\n"
     finally:
         exposition.close()
         loop.close()
@@ -126,7 +128,7 @@ def test_a_daemon_whose_loop_is_blocked_is_not_alive(daemon: Daemon, monkeypatch
 def test_a_daemon_whose_loop_is_closed_is_not_alive() -> None:
     loop = asyncio.new_event_loop()
     loop.close()
-    exposition = Exposition(CollectorRegistry(), lambda: True, loop)
+    exposition = Exposition(CollectorRegistry(), lambda: "", loop)
     address = exposition.listen("127.0.0.1", 0, 0)
     page = get(address, "/healthz")
     exposition.close()
@@ -141,7 +143,7 @@ def test_scrapes_are_no_log_lines(daemon: Daemon, capfd: pytest.CaptureFixture[s
 
 def test_a_port_that_is_taken_is_an_os_error(daemon: Daemon) -> None:
     host, _, port = daemon.address.rpartition(":")
-    other = Exposition(CollectorRegistry(), lambda: True, daemon.loop)
+    other = Exposition(CollectorRegistry(), lambda: "", daemon.loop)
     with pytest.raises(OSError, match="in use"):
         other.listen(host, int(port), 0)
     other.close()
@@ -149,7 +151,7 @@ def test_a_port_that_is_taken_is_an_os_error(daemon: Daemon) -> None:
 
 def test_nobody_answers_after_the_close() -> None:
     loop = asyncio.new_event_loop()
-    exposition = Exposition(CollectorRegistry(), lambda: True, loop)
+    exposition = Exposition(CollectorRegistry(), lambda: "", loop)
     address = exposition.listen("127.0.0.1", 0, 0)
     assert get(address, "/readyz").status == 200
     exposition.close()
@@ -160,7 +162,7 @@ def test_nobody_answers_after_the_close() -> None:
 
 def test_a_preferred_port_that_is_taken_is_none_that_was_asked_for(daemon: Daemon) -> None:
     taken = int(daemon.address.rpartition(":")[2])
-    other = Exposition(CollectorRegistry(), lambda: True, daemon.loop)
+    other = Exposition(CollectorRegistry(), lambda: "", daemon.loop)
     try:
         address = other.listen("127.0.0.1", None, taken)
         assert address != daemon.address

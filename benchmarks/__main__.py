@@ -9,7 +9,10 @@ from benchmarks import (
     durability,
     heartbeats,
     hostile,
+    models,
+    online,
     optimizers,
+    parquet,
     pushes_per_second,
     screenshots,
     sizing,
@@ -17,15 +20,20 @@ from benchmarks import (
     staleness,
     tls,
 )
+from benchmarks.experiments import command as experiments
 
 BENCHMARKS = {
     "csv-memory": csv_memory.main,
     "ctr": ctr.main,
     "dense": dense.main,
     "durability": durability.main,
+    "experiments": experiments.main,
     "heartbeats": heartbeats.main,
     "hostile": hostile.main,
+    "models": models.main,
+    "online": online.main,
     "optimizers": optimizers.main,
+    "parquet": parquet.main,
     "screenshots": screenshots.main,
     "sizing": sizing.main,
     "small-pushes": pushes_per_second.main,

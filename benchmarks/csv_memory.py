@@ -6,14 +6,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.arguments import positive_int
 from benchmarks.columns import align
-from benchmarks.pinning import descendants
+from benchmarks.peaks import peaks_of
 from benchmarks.progress import progress_on
 from benchmarks.sizes import parse_size
 
@@ -86,23 +85,10 @@ def train(path: Path, workers: int) -> tuple[dict[str, dict[str, float]], dict[s
     peaks: dict[str, int] = {}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         while process.poll() is None:
-            for name, peak in _peaks(process.pid):
+            for name, peak in peaks_of(process.pid):
                 peaks[name] = max(peak, peaks.get(name, 0))
             time.sleep(_LOOK_EVERY)
         output = process.stdout.read() if process.stdout else ""
     if process.returncode:
         raise SystemExit(f"csv-memory: psctl train ended with exit code {process.returncode}")
     return json.loads(output.splitlines()[-1]), peaks
-
-
-def _peaks(pid: int) -> Iterator[tuple[str, int]]:
-    for one in (pid, *descendants(pid)):
-        try:
-            status = Path(f"/proc/{one}/status").read_text()
-            command = Path(f"/proc/{one}/cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue  # it has just ended
-        peak = next((line for line in status.splitlines() if line.startswith("VmHWM:")), None)
-        if peak is not None and b"-m" in command:
-            module = command[command.index(b"-m") + 1].decode()
-            yield f"{module} {one}", int(peak.split()[1]) * 1024

@@ -7,8 +7,8 @@ import os
 import random
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from psworker.data.batch import Batch
@@ -45,13 +45,13 @@ class PacedSoftmax:
         self._sleep = sleep
         self._clock = clock
 
-    def parameters(self) -> dict[str, npt.NDArray[np.float32]]:
+    def parameters(self) -> dict[str, npt.NDArray[Any]]:
         """See `SoftmaxRegression`."""
         return self._model.parameters()
 
     def gradients(
-        self, parameters: Mapping[str, npt.NDArray[np.float32]], batch: Batch
-    ) -> tuple[dict[str, npt.NDArray[np.float32]], float]:
+        self, parameters: Mapping[str, npt.NDArray[Any]], batch: Batch
+    ) -> tuple[dict[str, npt.NDArray[Any]], float]:
         """See `SoftmaxRegression`; the time that it takes is part of the pause."""
         slow = self._random.random() < self._slow_share
         end = self._clock() + self._pause * (self._slowdown if slow else 1.0)
@@ -59,6 +59,6 @@ class PacedSoftmax:
         self._sleep(max(0.0, end - self._clock()))
         return found
 
-    def evaluate(self, parameters: Mapping[str, npt.NDArray[np.float32]], batch: Batch) -> dict[str, float]:
+    def evaluate(self, parameters: Mapping[str, npt.NDArray[Any]], batch: Batch) -> dict[str, float]:
         """See `SoftmaxRegression`."""
         return self._model.evaluate(parameters, batch)

@@ -13,6 +13,7 @@ PSError
 │   ├── BadTensor            dtype or size differ from what the server holds
 │   ├── UnknownKeys          a list of keys is named that the server does not remember: send it
 │   ├── NotFinite            NaN or infinity among the values
+│   ├── HasDiverged          the job has diverged, and cannot go back to a checkpoint
 │   ├── JobMismatch          the job exists with other settings
 │   ├── NotAMember           only workers that have joined may do this
 │   ├── Fenced               this incarnation of the worker is out: dead, replaced, or it has left
@@ -50,6 +51,7 @@ __all__ = [
     "Fenced",
     "Forbidden",
     "FrameTooLarge",
+    "HasDiverged",
     "InternalError",
     "JobMismatch",
     "LogUnwritable",
@@ -179,6 +181,12 @@ class NotFinite(RequestError):
     """A gradient or an initial value contains NaN or infinity."""
 
     code = "NOT_FINITE"
+
+
+class HasDiverged(RequestError):
+    """The job has diverged, and cannot go back: there is no checkpoint, or it has gone back often enough."""
+
+    code = "HAS_DIVERGED"
 
 
 class JobMismatch(RequestError):

@@ -12,13 +12,15 @@ Event = Literal[
     # of the coordinator: workers, servers, jobs, checkpoints
     "worker.joined", "worker.left", "worker.dead", "worker.disconnected", "worker.returned.late",
     "shard.joined", "shard.lost", "shard.late", "shard.heard", "shard.outdated",
-    "job.changed", "checkpoint.taken",
+    "job.changed", "job.diverged", "checkpoint.taken",
     # of every server
     "wait.long", "peer.refused", "request.failed", "coordinator.lost", "coordinator.back", "state.replaced",
     "checkpoint.failed", "checkpoint.unusable", "log.unwritable", "log.writable",
     # of a worker
-    "work.begins", "work.done", "work.stopped", "worker.fenced", "worker.rejoined",
+    "work.begins", "work.done", "work.stopped", "work.diverged", "worker.fenced", "worker.rejoined",
     "server.unreachable", "link.lost", "link.back", "push.delayed",
+    # of a worker that learns from a stream
+    "stream.report", "stream.unreachable", "stream.lost", "drift.detected", "drift.over",
 ]  # fmt: skip
 """Names are added, never changed; ``docs/operations.md`` says what each means."""
 

@@ -20,12 +20,16 @@ import msgpack
 
 from protocol.errors import BadRequest, PSError, error_from_wire
 from protocol.fields import Name, Positive, decoder, encoder
+from protocol.measures import MAX_MEASURES
 from protocol.optimizers import OptimizerSpec
 from protocol.tables import VALUES, Rows, Table
 from protocol.tensors import DTypeName, Part, Shape
 
 __all__ = [
+    "RATE_FACTOR",
     "REQUESTS",
+    "RETURNS",
+    "WORK_KINDS",
     "Announce",
     "Attach",
     "Attached",
@@ -43,6 +47,7 @@ __all__ = [
     "Decide",
     "Describe",
     "Described",
+    "Diverged",
     "Done",
     "Empty",
     "Ended",
@@ -78,6 +83,7 @@ __all__ = [
     "Release",
     "Reply",
     "Request",
+    "Reset",
     "Restore",
     "Saved",
     "SavedFile",
@@ -91,6 +97,7 @@ __all__ = [
     "Step",
     "TensorInfo",
     "Welcome",
+    "check_rate",
     "check_weight",
     "decode_header",
     "decode_reply",
@@ -114,9 +121,28 @@ def check_weight(value: object, field: str) -> None:
         raise BadRequest("a weight is a finite number, at least 0", field=field, value=weight)
 
 
+def check_rate(value: object, field: str) -> None:
+    """Refuse what no learning rate can be multiplied by: a finite number above 0 is expected."""
+    rate: float = value  # type: ignore[assignment]
+    if not 0 < rate < math.inf:
+        raise BadRequest("a rate is a finite number above 0", field=field, value=rate)
+
+
+def _check_factor(value: object, field: str) -> None:
+    factor: float = value  # type: ignore[assignment]
+    if not 0 < factor < 1:
+        raise BadRequest("expected a number between 0 and 1", field=field, value=factor)
+
+
 def _check_kind(value: object, field: str) -> None:
-    if value not in ("train", "evaluate"):
-        raise BadRequest("a lease is for train or evaluate", field=field, value=value)
+    if value not in WORK_KINDS:
+        raise BadRequest("a lease is for survey, train or evaluate", field=field, value=value)
+
+
+def _check_measures(value: object, field: str) -> None:
+    measures: tuple[Measure, ...] = value  # type: ignore[assignment]
+    if len(measures) > MAX_MEASURES:
+        raise BadRequest(f"take at most {MAX_MEASURES} measures", field=field, value=len(measures))
 
 
 def _check_hex(value: object, field: str) -> None:
@@ -125,6 +151,19 @@ def _check_hex(value: object, field: str) -> None:
         raise BadRequest(f"expected {_HEX} hexadecimal digits in lower case", field=field, value=text)
 
 
+def _check_not_negative(value: object, field: str) -> None:
+    number: float = value  # type: ignore[assignment]
+    if not 0 <= number < math.inf:
+        raise BadRequest("expected a finite number, at least 0", field=field, value=number)
+
+
+WORK_KINDS: Final = ("survey", "train", "evaluate")
+"""What a chunk may be leased for."""
+
+RATE_FACTOR: Final = 0.5
+RETURNS: Final = 5
+"""What the rate of a job that has diverged is multiplied by, and how often at most, without a plan."""
+
 _HEX: Final = 64
 """Digits of a nonce or a proof: both have 32 bytes."""
 
@@ -132,6 +171,9 @@ Hex = Annotated[str, _check_hex]
 Staleness = Annotated[float, _check_staleness]
 Weight = Annotated[float, check_weight]
 WorkKind = Annotated[str, _check_kind]
+Rate = Annotated[float, check_rate]
+NotNegative = Annotated[float, _check_not_negative]
+Factor = Annotated[float, _check_factor]
 
 
 # --- building blocks of messages
@@ -190,6 +232,7 @@ class Epoch:
     """Who a job's live workers are from now on, and how they are kept together.
 
     Steps below ``since`` were begun before the staleness was what it is: their updates are applied at once.
+    All learning rates are multiplied by ``rate``.
     """
 
     job: Name
@@ -197,6 +240,7 @@ class Epoch:
     staleness: Staleness
     since: int
     members: tuple[Member, ...]
+    rate: Rate = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +307,12 @@ class Plan:
     ``text`` is the whole job in the workers' own form; the server compares it and never reads it.
     ``partition`` is ``leases`` (no parts), or says how the data is cut into ``parts``, one a worker:
     ``contiguous``, ``round-robin`` or ``hash:COLUMN``.
+
+    With ``survey`` each chunk is leased once, as of epoch 0, before anything is trained. With ``patience``
+    the job is over when so many evaluations in a row have not bettered the measure ``monitor`` by more than
+    ``min_delta``. With ``stream`` the chunks are those of an endless stream, one for each of its partitions.
+    Where the job has diverged it goes back to a checkpoint, at most ``returns`` times, and its rate is
+    multiplied by ``rate_factor``.
     """
 
     text: str
@@ -272,6 +322,13 @@ class Plan:
     seed: int
     partition: str = "leases"
     parts: Positive = 1
+    survey: bool = False
+    patience: int = 0
+    min_delta: NotNegative = 0.0
+    monitor: Name = "loss"
+    stream: bool = False
+    rate_factor: Factor = RATE_FACTOR
+    returns: int = RETURNS
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,9 +339,15 @@ class Measure:
     value: float
 
 
+Measures = Annotated[tuple[Measure, ...], _check_measures]
+
+
 @dataclass(frozen=True, slots=True)
 class Done:
-    """How far the chunk that request ``lease`` got is with a push: after ``batches`` mini-batches."""
+    """How far the chunk that request ``lease`` got is with a push: after ``batches`` mini-batches.
+
+    In a stream that is the offset to go on from, in whatever its reader counts.
+    """
 
     lease: Positive
     batches: Positive
@@ -342,7 +405,8 @@ class Attached:
 class Joined:
     """The worker's identity, its first step, and the job's plan where there is one.
 
-    It sends ``heartbeat`` every ``heartbeat`` seconds. ``timeline`` is as in ``Attached``.
+    It sends ``heartbeat`` every ``heartbeat`` seconds. ``timeline`` is as in ``Attached``, ``rate`` as in
+    ``Beat``.
     """
 
     job: Name
@@ -356,15 +420,20 @@ class Joined:
     heartbeat: float
     plan: Plan | None = None
     timeline: int = 0
+    rate: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """The job's membership epoch and staleness; no worker's clock is below ``since`` any more."""
+    """The job's membership epoch and staleness; no worker's clock is below ``since`` any more.
+
+    The servers multiply all learning rates by ``rate``.
+    """
 
     epoch: int
     staleness: float
     since: int
+    rate: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -420,10 +489,11 @@ class Pulled:
 
 @dataclass(frozen=True, slots=True)
 class Leased:
-    """What to do next: ``train`` or ``evaluate`` a chunk, ``wait`` (ask again), or ``finished``.
+    """What to do next: ``survey``, ``train`` or ``evaluate`` a chunk, ``wait`` (ask again), or ``finished``.
 
     With a ``part``, only the rows of the chunk that are of this part; without, all of them. Others have done
-    the first ``skip`` mini-batches of a training chunk.
+    the first ``skip`` mini-batches of a training chunk; with a ``skip``, a survey of a chunk is done, and
+    only to be finished. In a stream ``skip`` is the offset to go on from.
     """
 
     kind: str
@@ -558,6 +628,20 @@ class PushPull:
     wanted: tuple[Rows, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """Begin anew with what lives here of some tensors; numbered among the worker's pushes.
+
+    The payload holds values of whole blocks, whose optimizers begin anew as well; ``tables`` lose their rows.
+    """
+
+    op: ClassVar[str] = "reset"
+    reply: ClassVar[type] = Empty
+    tensors: tuple[Part, ...]
+    tables: tuple[Name, ...]
+    seq: Positive
+
+
 # --- requests that the coordinator answers
 
 
@@ -659,8 +743,21 @@ class Finish:
     epoch: int
     chunk: int
     examples: int
-    measures: tuple[Measure, ...]
+    measures: Measures
     part: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Diverged:
+    """The worker's loss in a step is not finite, or far above its best: go back, at a lower rate.
+
+    As the worker is out then, the answer is ``Fenced``; ``Joined`` says the rate.
+    """
+
+    op: ClassVar[str] = "diverged"
+    reply: ClassVar[type] = Empty
+    step: int
+    loss: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -673,13 +770,17 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Set:
-    """Change how a job's workers are kept together, while it runs. None: leave it as it is."""
+    """Change how a job's workers are kept together, or what all its learning rates are multiplied by.
+
+    None: leave it as it is.
+    """
 
     op: ClassVar[str] = "set"
     reply: ClassVar[type] = Empty
     job: Name | None = None
     staleness: Staleness | None = None
     backup_workers: int | None = None
+    rate: Rate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -860,8 +961,8 @@ class Install:
 
 Step = Push | PushPull
 Request = (
-    Auth | Hello | Ping | Init | Pull | Push | PushPull | Attach | Join | Leave | Heartbeat | Create
-    | Initialised | Describe | Lease | Finish | Set | Status | Checkpoint | Restore | Marker | Mark
+    Auth | Hello | Ping | Init | Pull | Push | PushPull | Reset | Attach | Join | Leave | Heartbeat | Create
+    | Initialised | Describe | Lease | Finish | Diverged | Set | Status | Checkpoint | Restore | Marker | Mark
     | JoinShard | ShardBeat | Announce | Ended | Decide | Hold | Cut | Release | Saved | Completed | Load
     | Install
 )  # fmt: skip

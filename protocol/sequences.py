@@ -9,11 +9,11 @@ from typing import Any, Final
 
 import numpy.typing as npt
 
-from protocol.messages import Finish, Lease, PushPull, Step
+from protocol.messages import Finish, Lease, PushPull, Reset, Step
 from protocol.tables import Rows
 from protocol.tensors import Part
 
-__all__ = ["UNDER_WAY", "WINDOW", "fingerprint_of_push", "fingerprint_of_work"]
+__all__ = ["UNDER_WAY", "WINDOW", "fingerprint_of_push", "fingerprint_of_reset", "fingerprint_of_work"]
 
 UNDER_WAY: Final = 64
 """Numbered requests that a client has under way in one stream at most."""
@@ -46,6 +46,10 @@ def fingerprint_of_push(request: Step, arrays: Sequence[Array]) -> int:
     parts: Sequence[Part] = request.tensors
     if request.rows or wanted:
         parts, arrays = _without_keys(parts, arrays, request.rows, wanted)
+    return _of_arrays(parts, arrays, found)
+
+
+def _of_arrays(parts: Sequence[Part], arrays: Sequence[Array], found: int) -> int:
     for part, array in zip(parts, arrays, strict=True):
         found = zlib.crc32(part.name.encode(), found)
         if array.nbytes <= 2 * _SAMPLE:
@@ -68,6 +72,11 @@ def _without_keys(
         kept.append(place)
         place += 1
     return [parts[index] for index in kept], [arrays[index] for index in kept]
+
+
+def fingerprint_of_reset(request: Reset, arrays: Sequence[Array]) -> int:
+    """Return the same of a reset, which differs from that of every push."""
+    return _of_arrays(request.tensors, arrays, zlib.crc32("/".join(("reset", *request.tables)).encode()))
 
 
 def fingerprint_of_work(request: Lease | Finish) -> int:

@@ -131,7 +131,11 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The chunk ledger: ``phase`` is ``train``, ``evaluate`` or ``finished``; ``epoch`` counts from 1."""
+    """The chunk ledger: ``phase`` is ``survey``, ``train``, ``evaluate`` or ``finished``.
+
+    ``epoch`` counts from 1, and is 0 in the survey. ``stopped`` says why the job has ended before its last
+    epoch; ``""``: it has not.
+    """
 
     phase: str
     epoch: int
@@ -143,6 +147,7 @@ class Progress:
     train_loss: float | None
     seconds: float
     evaluations: tuple[Evaluation, ...]
+    stopped: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +191,8 @@ class JobStatus:
     """One job.
 
     ``step`` is the furthest live worker's clock. ``dropped`` counts gradients that came too late for their
-    step, ``longest_wait`` is the longest that a step has waited so far, in seconds, both on shard 0.
+    step, ``longest_wait`` is the longest that a step has waited so far, in seconds, both on shard 0. All
+    learning rates are multiplied by ``rate``.
     """
 
     name: Name
@@ -201,6 +207,7 @@ class JobStatus:
     dropped: int
     longest_wait: float
     history: History = History()
+    rate: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""``psctl set``: change how a job's workers are kept together, while it runs."""
+"""``psctl set``: change how a job's workers are kept together, and its learning rate, while it runs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MOST: Final = (1 << 31) - 1  # what a step or a number of workers may be on the
 
 
 class Setting(NamedTuple):
-    """One change: ``value`` is a whole number, or infinity."""
+    """One change: ``value`` is a whole number, or infinity; a rate is a finite number above 0."""
 
     key: str
     value: float
@@ -41,7 +41,8 @@ def flags(parser: configargparse.ArgParser) -> None:
         nargs="+",
         metavar="KEY=VALUE",
         help="staleness=0 (synchronous), =K (at most K steps apart) or =inf (asynchronous); "
-        "backup-workers=N: at staleness 0, how many of the slowest a step does not wait for",
+        "backup-workers=N: at staleness 0, how many of the slowest a step does not wait for; "
+        "rate=X: what all learning rates are multiplied by, 1 at first",
     )
     parser.add_argument("--job", type=job_name, metavar="NAME", help="the job; without it, the only one")
     parser.add_argument(
@@ -74,7 +75,7 @@ def setting(text: str) -> Setting:
     key, equals, value = text.partition("=")
     if key not in _VALUES:
         raise argparse.ArgumentTypeError(f'"{printable(key)}" cannot be set{nearest(key, _VALUES)}')
-    number = _number(value)
+    number = _rate(value) if key == "rate" else _number(value)
     if not equals or number is None or (number == math.inf and key != "staleness"):
         raise argparse.ArgumentTypeError(f'{key} = "{printable(value)}"; expected {_VALUES[key]}')
     return Setting(key, number)
@@ -83,6 +84,7 @@ def setting(text: str) -> Setting:
 _VALUES: Final = {
     "staleness": "0 (synchronous), a whole number of steps, or inf (asynchronous)",
     "backup-workers": "a whole number of workers, 0 for none",
+    "rate": "a finite number above 0, as 0.5",
 }
 
 
@@ -94,6 +96,14 @@ def _number(text: str) -> float | None:
     return int(text)
 
 
+def _rate(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if 0 < number < math.inf else None
+
+
 def _request(settings: list[Setting], job: str | None) -> Set:
     values: dict[str, float] = {}
     for key, value in settings:
@@ -101,7 +111,8 @@ def _request(settings: list[Setting], job: str | None) -> Set:
             raise BadRequest("the same setting twice", field=key, value=f"{values[key]:g} and {value:g}")
         values[key] = value
     backup_workers = values.get("backup-workers")
-    return Set(job, values.get("staleness"), None if backup_workers is None else int(backup_workers))
+    workers = None if backup_workers is None else int(backup_workers)
+    return Set(job, values.get("staleness"), workers, values.get("rate"))
 
 
 async def _changed(host: str, port: int, request: Set, credentials: Credentials) -> list[JobStatus]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ __all__ = ["Child", "ProcessFailed", "how_it_ended", "stop_all"]
 
 _KEPT: Final = 200  # log lines
 _LONGEST_LINE: Final = 8192  # characters; what is longer is kept as several lines
+_READY: Final = re.compile(r"ready .*\bmetrics=(\S+)")
 _DRAIN: Final = 1.0  # seconds in which the log of a process that has ended is read to its end
 
 
@@ -66,6 +68,7 @@ class Child:
     def __init__(self, name: str, command: Sequence[str], *, echo: bool = False) -> None:
         self.name = name
         self._log: deque[str] = deque(maxlen=_KEPT)
+        self._metrics: str | None = None
         self._process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -98,6 +101,13 @@ class Child:
         if self.returncode is not None:
             self._pump.join(_DRAIN)
         return "\n".join(list(self._log.copy())[-lines:])
+
+    def metrics(self) -> str | None:
+        """Return where it serves its metrics, as its log says; None: it has not said so yet."""
+        if self._metrics is None:
+            found = _READY.search("\n".join(self._log.copy()))
+            self._metrics = found[1] if found else None
+        return self._metrics
 
     def failure(self) -> ProcessFailed:
         """Return the error that says how the process, which has ended, did so."""

@@ -14,7 +14,7 @@ import protocol
 from protocol.daemon.exit_codes import ExitCode
 from protocol.daemon.settings import new_parser
 from protocol.errors import CheckpointFailed, CheckpointUnusable, PSError
-from psctl import change, checkpoint, inspect, restore, status, token, top, train, up
+from psctl import change, checkpoint, inspect, predict, restore, status, token, top, train, tune, up
 from psctl.child import ProcessFailed
 from psworker.daemon import exit_code
 from psworker.errors import DataError, JobError
@@ -43,6 +43,17 @@ _COMMANDS: Final = {
             "psctl train --set train.epochs=3 --set optimizer.lr=0.5",
             "psctl train --checkpoint-dir run           # again: goes on where it was interrupted",
             "psctl train --format json | tail -n 1      # the result, for scripts",
+        ),
+    ),
+    "tune": _Command(
+        tune.flags,
+        tune.run,
+        "Search for the settings with which a job learns best, on local clusters.",
+        (
+            "psctl tune --job job.toml --try optimizer.lr=0.01..1:log",
+            "psctl tune --try optimizer.lr=0.1,0.3,1 --try train.batch-size=16,64 --search grid --folds 5",
+            "psctl tune --try optimizer.lr=0.01..10:log --search halving --trials 27 --parallel 2",
+            "psctl tune --try model.l2=0,1e-4,1e-2 --measure accuracy --output best.toml --report search",
         ),
     ),
     "up": _Command(
@@ -82,6 +93,16 @@ _COMMANDS: Final = {
             "psctl set staleness=3                      # at most 3 steps apart",
             "psctl set staleness=0 backup-workers=1     # synchronous, not waiting for the slowest",
             "psctl set staleness=inf --job digits --server 10.0.0.5:7070",
+        ),
+    ),
+    "predict": _Command(
+        predict.flags,
+        predict.run,
+        "Predict with a job's model, while it is trained or afterwards.",
+        (
+            "psctl predict --input new.csv              # a header and rows, with the target or without",
+            "psctl predict --input new.csv --format csv --probabilities --output predicted.csv",
+            "tail -f clicks.jsonl | psctl predict --job clicks --server 10.0.0.5:7070",
         ),
     ),
     "checkpoint": _Command(

@@ -22,7 +22,7 @@ from protocol.daemon.exit_codes import ExitCode
 from protocol.tls import TLS
 from psctl.child import Child, how_it_ended, stop_all
 
-__all__ = ["LocalCluster"]
+__all__ = ["LocalCluster", "sigterm_raises"]
 
 _log = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ class LocalCluster:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            stack.enter_context(_sigterm_raises())
+            stack.enter_context(sigterm_raises())
             ready_files = tempfile.TemporaryDirectory(prefix="asyncps-")
             stack.callback(ready_files.cleanup)
             stack.callback(self.stop)
@@ -165,6 +165,10 @@ class LocalCluster:
     ) -> None:
         self._exit.close()
 
+    def __deepcopy__(self, memo: object) -> Self:
+        """Return the same cluster: there is no other. (Estimators are copied with what they were given.)"""
+        return self
+
     def add_worker(self, name: str | None = None) -> Child:
         """Start one more worker, called ``worker-N`` unless named, and return it without waiting for it."""
         name = name or f"worker-{len(self._workers)}"
@@ -172,6 +176,12 @@ class LocalCluster:
         worker = self._start(name, (*self._worker_command, *flags), self._worker_flags)
         self._workers.append(worker)
         return worker
+
+    def worker_metrics(self) -> dict[str, str]:
+        """Return where each worker that runs serves its metrics, ``HOST:PORT`` by name, once it does."""
+        running = (worker for worker in self._workers if worker.returncode is None)
+        found = ((worker.name, worker.metrics()) for worker in running)
+        return {name: address for name, address in found if address is not None}
 
     def kill_server(self, index: int) -> None:
         """Kill a server, as ``kill -9`` does, and return when it has ended; it is not missed from then on."""
@@ -340,7 +350,7 @@ def _is_ready(metrics: str) -> bool:
 
 
 @contextmanager
-def _sigterm_raises() -> Iterator[None]:
+def sigterm_raises() -> Iterator[None]:
     """Have SIGTERM unwind the stack; by default it would end this process before any clean-up."""
     in_main_thread = threading.current_thread() is threading.main_thread()  # others may set no handlers
     if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:

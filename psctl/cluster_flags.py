@@ -13,7 +13,7 @@ from protocol.errors import BadRequest
 from psctl.cluster import LocalCluster
 from psworker.cli import job_flags
 
-__all__ = ["cluster_flags", "cluster_from"]
+__all__ = ["at_least", "cluster_flags", "cluster_from", "process_flags"]
 
 
 def cluster_flags(parser: configargparse.ArgParser, *, workers: int, least_workers: int) -> None:
@@ -24,11 +24,7 @@ def cluster_flags(parser: configargparse.ArgParser, *, workers: int, least_worke
         workers: default of ``--workers``.
         least_workers: that can be asked for.
     """
-    parser.add_argument("--servers", type=_at_least(1), default=1, metavar="N", help="psserver processes")
-    parser.add_argument(
-        "--workers", type=_at_least(least_workers), default=workers, metavar="N", help="psworker processes"
-    )
-    job_flags(parser, without="a demo on handwritten digits")
+    process_flags(parser, workers=workers, least_workers=least_workers)
     parser.add_argument(
         "--checkpoint-dir",
         metavar="DIR",
@@ -51,6 +47,15 @@ def cluster_flags(parser: configargparse.ArgParser, *, workers: int, least_worke
         "--verbose", action="store_true", help="pass the processes' logs on to standard error"
     )
     access_flags(parser, server=True)
+
+
+def process_flags(parser: configargparse.ArgParser, *, workers: int, least_workers: int) -> None:
+    """Add what says how many processes there are, and what they work on; arguments as above."""
+    parser.add_argument("--servers", type=at_least(1), default=1, metavar="N", help="psserver processes")
+    parser.add_argument(
+        "--workers", type=at_least(least_workers), default=workers, metavar="N", help="psworker processes"
+    )
+    job_flags(parser, without="a demo on handwritten digits")
 
 
 def cluster_from(options: argparse.Namespace, *, port: int = 0) -> LocalCluster:
@@ -93,7 +98,9 @@ def _time(text: str) -> str:
     return text
 
 
-def _at_least(least: int) -> Callable[[str], int]:
+def at_least(least: int) -> Callable[[str], int]:
+    """Return what reads a flag's whole number that is ``least`` or more."""
+
     def parse(text: str) -> int:
         if not text.isascii() or not text.isdigit() or int(text) < least:
             raise argparse.ArgumentTypeError(f"{text!r}: write a whole number, at least {least}")

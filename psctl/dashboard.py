@@ -26,6 +26,7 @@ from psctl.overview import (
     last_evaluation,
     progress_facts,
     state_text,
+    stopped_early,
     wait_facts,
     worker_columns,
 )
@@ -247,6 +248,8 @@ def _job_heading(job: JobStatus, room: _Room) -> Iterator[RenderableType]:
         yield _cut(Text(progress_facts(job.progress)))
         if job.progress.evaluations:
             yield _cut(Text(last_evaluation(job.progress)))
+        if job.progress.stopped:
+            yield _cut(Text(stopped_early(job.progress)))
     yield from [_cut(fact) for fact in wait_facts(job)][:_MOST_WAITS]
 
 

@@ -155,6 +155,10 @@ def _overall(progress: Progress, bar: int) -> Table:
         facts.append(f"{count(progress.train_examples / progress.seconds)} examples/s")
     if progress.phase == "finished":
         facts.append(f"done in {span(progress.seconds)}")
+        if progress.stopped:
+            facts.append("stopped early")
+    elif progress.phase == "survey":
+        facts.append("surveying the data")
     elif progress.phase == "evaluate":
         facts.append("evaluating")
     elif left is not None:

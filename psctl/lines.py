@@ -45,6 +45,7 @@ def _line(job: JobStatus, progress: Progress) -> str:
         f"training loss {figure(progress.train_loss)}",
         *_held_out(progress),
         f"{count(progress.train_examples)} examples in {span(progress.seconds)}",
+        *([f"stopped early: {printable(progress.stopped)}"] if progress.stopped else []),
         *map(sentence, felt(job.waits)[:1]),
     ]
     return ", ".join(facts)

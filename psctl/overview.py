@@ -33,6 +33,7 @@ __all__ = [
     "overview",
     "progress_facts",
     "state_text",
+    "stopped_early",
     "wait_facts",
     "worker_columns",
 ]
@@ -93,9 +94,10 @@ def _ago(seconds: float) -> str:
 
 
 def how_kept_together(job: JobStatus) -> str:
-    """Return a job's staleness, and its backup workers if it has any."""
+    """Return a job's staleness, its backup workers if it has any, and its rate where it is not 1."""
     backup = f", {plural(job.backup_workers, 'backup worker')}" if job.backup_workers else ""
-    return f"{togetherness(job.staleness)} (staleness {job.staleness:.0f}){backup}"
+    rate = "" if job.rate == 1.0 else f", learning rate x {job.rate:g}"
+    return f"{togetherness(job.staleness)} (staleness {job.staleness:.0f}){backup}{rate}"
 
 
 def _job(job: JobStatus, width: int) -> RenderableType:
@@ -117,6 +119,13 @@ def _facts(job: JobStatus) -> Iterator[Text]:
         yield Text(f"{_phase(job.progress)}, {progress_facts(job.progress)}{rest}")
         if job.progress.evaluations:
             yield Text(last_evaluation(job.progress))
+        if job.progress.stopped:
+            yield Text(stopped_early(job.progress))
+
+
+def stopped_early(progress: Progress) -> str:
+    """Return why a job has ended before its last epoch."""
+    return f"stopped early: {printable(progress.stopped)}"
 
 
 def wait_facts(job: JobStatus) -> Iterator[Text]:

@@ -26,7 +26,8 @@ class Result:
     time from the first worker's joining to the end of the work. ``loss`` is the held-out loss of the last
     evaluation, or the training loss if there was none; ``metrics`` are the evaluation's other means.
     ``checkpoint`` is the directory of the last checkpoint. ``died`` counts the workers of ``workers`` that
-    were found dead and did not come back.
+    were found dead and did not come back. ``stopped`` says why the job ended before its last epoch; "": it
+    did not.
     """
 
     job: str
@@ -40,6 +41,7 @@ class Result:
     metrics: Mapping[str, float]
     checkpoint: str | None = None
     died: int = 0
+    stopped: str = ""
 
 
 def result_of(status: ClusterStatus, job: Job) -> Result:
@@ -64,6 +66,7 @@ def result_of(status: ClusterStatus, job: Job) -> Result:
         loss=means.pop("loss", progress.train_loss),
         metrics=means,
         died=sum(worker.state == "dead" for worker in found.workers),
+        stopped=f"after epoch {progress.epoch}: {progress.stopped}" if progress.stopped else "",
     )
 
 
@@ -80,6 +83,7 @@ def result_table(result: Result) -> Table:
         "examples": count(result.examples) + speed,
         "steps": count(result.steps),
         "time": f"{result.seconds:.1f} s",
+        **({"stopped": result.stopped} if result.stopped else {}),
         "loss": figure(result.loss),
         **{name: figure(value) for name, value in result.metrics.items()},
         **({} if result.checkpoint is None else {"checkpoint": result.checkpoint}),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
 import configargparse
@@ -25,11 +26,17 @@ from psctl.cluster import LocalCluster
 from psctl.cluster_flags import cluster_flags, cluster_from
 from psctl.display import job_status
 from psctl.figures import count
+from psctl.page import check_place
+from psctl.recording import Recording
+from psctl.report import NAME as REPORT
+from psctl.report import write_report
 from psctl.result import Result, result_of, result_table
 from psctl.screen import Say, Screen, console_for, screen
+from psctl.step_time import fetch_split
 from psworker.asking import fetch_status
-from psworker.daemon import check
+from psworker.errors import JobError
 from psworker.job import Job, load_job
+from psworker.parts import check
 
 __all__ = ["flags", "run", "train"]
 
@@ -49,6 +56,12 @@ def flags(parser: configargparse.ArgParser) -> None:
         default="text",
         help="form of the result on standard output; json: one object, as the last line",
     )
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="DIR",
+        help=f"write {REPORT} there at the end: curves and settings, to be read in a browser",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -62,16 +75,27 @@ def run(options: argparse.Namespace) -> int:
     """
     job = load_job(options.job, (*options.set, f"train.workers={options.workers}"))
     check(job)
+    if options.report is not None:
+        check_place(options.report)
+    if job.train.on_divergence == "lower-rate" and options.checkpoint_dir is None:
+        raise JobError(
+            '[train] on-divergence = "lower-rate" goes back to a checkpoint; give --checkpoint-dir, and '
+            "--checkpoint-every, which says how far at most"
+        )
     cluster = cluster_from(options)
     credentials = credentials_from(options)
+    recording = None if options.report is None else Recording()
     with screen(job, options.format) as shown, _says_how_to_go_on(cluster):
         fetch = partial(fetch_status, credentials=credentials)
         save = partial(take_checkpoint, credentials=credentials)
-        result = train(cluster, job, shown, fetch, save)
+        result = train(cluster, job, shown, fetch, save, recording)
+    report = None if recording is None else write_report(options.report, recording, job, result)
     if options.format == "json":
         print(json_text(result), flush=True)
     else:
         console_for("stdout").print(result_table(result))
+    if report is not None:
+        print(f"report: {report}", file=sys.stderr if options.format == "json" else sys.stdout, flush=True)
     return ExitCode.DONE
 
 
@@ -98,7 +122,14 @@ def _remedy(error: BaseException) -> str:
             return "the same command goes on from what is in {}"
 
 
-def train(cluster: LocalCluster, job: Job, shown: Screen, fetch: Fetch, save: Save) -> Result:
+def train(
+    cluster: LocalCluster,
+    job: Job,
+    shown: Screen,
+    fetch: Fetch,
+    save: Save,
+    recording: Recording | None = None,
+) -> Result:
     """Run ``cluster`` until its job is finished and return what came of it.
 
     Args:
@@ -107,6 +138,7 @@ def train(cluster: LocalCluster, job: Job, shown: Screen, fetch: Fetch, save: Sa
         shown: is shown None before the start, and then each status.
         fetch: returns the status of the cluster whose coordinator is at host and port.
         save: has that cluster take a checkpoint.
+        recording: is told what is seen on the way; None: nobody wants to know.
 
     Raises:
         ProcessFailed: a process of the cluster ended in the middle of it.
@@ -120,13 +152,30 @@ def train(cluster: LocalCluster, job: Job, shown: Screen, fetch: Fetch, save: Sa
             _say_where_it_begins(cluster.checkpoint_dir, runner.run(fetch(host, port)), job, shown.say)
         while not _finished(cluster):
             try:
-                shown.show(runner.run(fetch(host, port)))
+                status = runner.run(fetch(host, port))
+                shown.show(status)
+                if recording is not None:
+                    _record(recording, status, job, cluster)
             except ClusterError:  # a server that is gone; the next look at the processes says why
                 continue
         status = runner.run(fetch(host, port))
         last = None if cluster.checkpoint_dir is None else runner.run(save(host, port)).directory
     shown.show(status)
+    found = job_status(status, job.name)
+    if recording is not None and found is not None:
+        recording.note(found)
     return replace(result_of(status, job), checkpoint=last)
+
+
+def _record(recording: Recording, status: ClusterStatus, job: Job, cluster: LocalCluster) -> None:
+    found = job_status(status, job.name)
+    if found is None:
+        return
+    recording.note(found)
+    for worker, place in cluster.worker_metrics().items():
+        split = fetch_split(place)
+        if split is not None:
+            recording.note_split(worker, split)
 
 
 def _say_where_it_begins(place: str, status: ClusterStatus, job: Job, say: Say) -> None:

@@ -12,8 +12,8 @@ from protocol.daemon.settings import port
 from psctl.cluster import LocalCluster
 from psctl.cluster_flags import cluster_flags, cluster_from
 from psctl.figures import plural
-from psworker.daemon import check
 from psworker.job import load_job
+from psworker.parts import check
 
 __all__ = ["flags", "greeting", "run"]
 

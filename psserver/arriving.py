@@ -130,7 +130,7 @@ def check_parts(job: JobStore, known: KnownKeys, request: Step | Pull) -> None:
     pushed = () if type(request) is Pull else request.rows  # type: ignore[union-attr]
     if not pushed and not _wanted(request) and (type(request) is not Pull or not request.tensors):
         if request.tensors:  # by far the most frequent
-            _check_dense(job, request.tensors, set())
+            check_dense(job, request.tensors, set())
         return
     parts = list(request.tensors)
     dims = [_table(job, rows).dim for rows in (*pushed, *_wanted(request))]
@@ -148,10 +148,11 @@ def check_parts(job: JobStore, known: KnownKeys, request: Step | Pull) -> None:
     seen = {rows.name for rows in pushed}
     if len(seen) != len(pushed):
         raise BadTensor("a table is pushed once in a request", field="rows", value=sorted(seen))
-    _check_dense(job, parts[:dense], seen)
+    check_dense(job, parts[:dense], seen)
 
 
-def _check_dense(job: JobStore, parts: Sequence[Part], seen: set[str]) -> None:
+def check_dense(job: JobStore, parts: Sequence[Part], seen: set[str]) -> None:
+    """Refuse gradients, or values, that are not of whole dense blocks here, or of one that was ``seen``."""
     for part in parts:
         block = job.block(part.name)
         if isinstance(block, SparseBlock):

@@ -42,6 +42,11 @@ class Backups:
         if block.rule.needs_backup:
             self._rows[block.name] = (keys, rows)
 
+    def forget(self, name: str) -> None:
+        """Forget what was read of a tensor that has begun anew."""
+        self._dense.pop(name, None)
+        self._rows.pop(name, None)
+
     def of(self, block: DenseBlock | SparseBlock, gradient: Any) -> Array | None:
         """Return what the worker had read where ``gradient`` is; None, or NaN in a row, where none knows."""
         if not block.rule.needs_backup:

@@ -206,10 +206,6 @@ class TensorCatalogue(Generic[Client, Ask]):
             found.append(tensor.info)
         return tuple(found)
 
-    def specs(self) -> list[Spec]:
-        """Return what all tensors are, also those that are not filled yet."""
-        return [tensor.info.spec for tensor in self._tensors.values()]
-
     def __iter__(self) -> Iterator[TensorInfo]:
         return iter([tensor.info for tensor in self._tensors.values() if tensor.filled])
 

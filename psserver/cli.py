@@ -91,7 +91,8 @@ def _parser() -> configargparse.ArgParser:
         type=duration,
         default="5s",
         metavar="TIME",
-        help="the longest silence of a worker before the others go on without it; said to the coordinator",
+        help="the longest silence of a worker before the others go on without it; one that was always "
+        "regular is missed after some --heartbeat-interval already; said to the coordinator",
     )
     parser.add_argument(
         "--hung-after",

@@ -16,7 +16,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from protocol.messages import Epoch, Member
+from protocol.messages import Epoch, Member, Rate
 from psserver.saved_state import AnyNumber, SavedState, as_text, check_once, check_saved
 
 __all__ = ["Clocks"]
@@ -30,6 +30,7 @@ class _Saved:
     since: int
     furthest: int
     members: tuple[Member, ...]
+    rate: Rate
 
 
 _SAVED: Final = SavedState(_Saved)
@@ -40,6 +41,7 @@ class Clocks:
 
     Attributes:
         staleness: steps that a worker may be ahead of the slowest.
+        rate: what all learning rates are multiplied by.
         since: steps below it were begun under another staleness; nobody is held to them.
         members: the live workers, by id.
         slowest: the lowest clock of a live worker; 0 if there is none.
@@ -48,6 +50,7 @@ class Clocks:
 
     def __init__(self) -> None:
         self.staleness = math.inf
+        self.rate = 1.0
         self.since = 0
         self.members: dict[int, Member] = {}
         self.slowest = self.furthest = 0
@@ -57,7 +60,7 @@ class Clocks:
     def follow(self, epoch: Epoch) -> None:
         """Take a new epoch. A new incarnation begins at its own clock; nobody is left before ``since``."""
         before, self.members = self.members, {member.worker: member for member in epoch.members}
-        self.staleness, self.since = epoch.staleness, epoch.since
+        self.staleness, self.since, self.rate = epoch.staleness, epoch.since, epoch.rate
         clocks = {}
         for worker, member in self.members.items():
             known = before.get(worker)
@@ -75,7 +78,8 @@ class Clocks:
     def state(self) -> dict[str, Any]:
         """Return all of it as plain data."""
         members = [replace(one, clock=self._clocks[one.worker]) for one in self.members.values()]
-        return _SAVED.plain(_Saved(as_text(self.staleness), self.since, self.furthest, tuple(members)))
+        staleness = as_text(self.staleness)
+        return _SAVED.plain(_Saved(staleness, self.since, self.furthest, tuple(members), self.rate))
 
     @classmethod
     def restored(cls, state: object) -> Clocks:
@@ -89,7 +93,7 @@ class Clocks:
         whole = staleness == math.inf or (staleness >= 0 and staleness.is_integer())
         check_saved(whole, "whole steps, or inf", "staleness", saved.staleness)
         check_once([member.worker for member in saved.members], "members")
-        clocks.since, clocks.furthest = saved.since, saved.furthest
+        clocks.since, clocks.furthest, clocks.rate = saved.since, saved.furthest, saved.rate
         clocks.members = {member.worker: member for member in saved.members}
         clocks._set({member.worker: member.clock for member in saved.members})
         reached = (clocks.since, *clocks._at, clocks.furthest)
@@ -125,6 +129,11 @@ class Clocks:
     def may_read(self, worker: int) -> bool:
         """Return whether a live worker may go on in its step."""
         return self._clocks[worker] - self.staleness <= self.slowest
+
+    @property
+    def is_asynchronous(self) -> bool:
+        """Whether nobody waits for anybody."""
+        return self.staleness == math.inf
 
     def in_lockstep(self, step: int) -> bool:
         """Return whether all workers end a step together; else its updates are applied as they come."""

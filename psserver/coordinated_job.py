@@ -6,14 +6,23 @@ import asyncio
 import math
 from dataclasses import dataclass, field
 
-from protocol.messages import Beat, Decide, Epoch
+from protocol.messages import RATE_FACTOR, RETURNS, Beat, Decide, Epoch
 from psserver.call import Call
 from psserver.catalogue import TensorCatalogue
 from psserver.decisions import StepDecisions
 from psserver.leases import Ledger
 from psserver.membership import Membership, Worker
 
-__all__ = ["Job"]
+__all__ = ["Job", "Returns"]
+
+
+@dataclass(frozen=True, slots=True)
+class Returns:
+    """How a job that has diverged went back: how often; last to which checkpoint, on which timeline."""
+
+    count: int = 0
+    checkpoint: int = 0
+    timeline: int = 0
 
 
 @dataclass(slots=True)
@@ -21,7 +30,8 @@ class Job:
     """A job as the coordinator knows it.
 
     ``agreed`` is what all shards are known to follow. ``made_with`` is the staleness that the job was made
-    with, which those who join later say too, whatever it has been set to since. ``furthest`` is the last
+    with, which those who join later say too, whatever it has been set to since. ``rate`` is what all
+    learning rates are multiplied by. ``furthest`` is the last
     step that was begun before the job was restored. ``leaving`` are the names of those who are out, and whose
     chunks are to be taken back when all shards have been told. ``told`` is what a shard that was away is
     told; all of it is durable.
@@ -35,6 +45,8 @@ class Job:
     made_with: float
     began: float
     since: int = 0
+    rate: float = 1.0
+    returns: Returns = Returns()
     agreed: Beat = field(default_factory=lambda: Beat(0, math.inf, 0))
     furthest: int = 0
     ledger: Ledger | None = None
@@ -43,6 +55,18 @@ class Job:
     idle: list[tuple[Call, Worker]] = field(default_factory=list)  # wait for a lease
     leaving: dict[str, asyncio.Event] = field(default_factory=dict)
     told: list[Decide | Epoch] = field(default_factory=list)
+
+    @property
+    def may_return(self) -> bool:
+        """Whether it may go back to a checkpoint once more."""
+        return self.returns.count < (RETURNS if self.ledger is None else self.ledger.plan.returns)
+
+    def gone_back(self, former: Job, checkpoint: int, timeline: int, *, diverged: bool) -> None:
+        """Keep the rate of what this job was before it went back; of the one that has diverged, lower it."""
+        self.rate, self.returns = former.rate, former.returns
+        if diverged:
+            self.rate *= RATE_FACTOR if former.ledger is None else former.ledger.plan.rate_factor
+            self.returns = Returns(former.returns.count + 1, checkpoint, timeline)
 
     def live(self) -> list[int]:
         """Return the live workers."""

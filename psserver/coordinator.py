@@ -11,14 +11,14 @@ import math
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
 import protocol
 from protocol.connection import Array, Connection
 from protocol.documents import CATALOGUE, STATUS
-from protocol.errors import BadRequest, JobMismatch, NotAMember, PSError, UnknownJob
+from protocol.errors import BadRequest, JobMismatch, NotAMember, NotReady, PSError, UnknownJob
 from protocol.events import Event, about
 from protocol.messages import (
     Attach,
@@ -30,7 +30,6 @@ from protocol.messages import (
     Decide,
     Describe,
     Described,
-    Done,
     Empty,
     Ended,
     Epoch,
@@ -61,7 +60,6 @@ from psserver.durability.manifest import SavedJob
 from psserver.durability.records import Key
 from psserver.history import JobHistory
 from psserver.jobs import Session, fenced
-from psserver.journal import plain_done
 from psserver.leases import Ledger
 from psserver.links import ShardLinks
 from psserver.membership import FailureSettings, Membership, Worker
@@ -132,7 +130,7 @@ class Coordinator:
     # --- epochs and decisions
 
     def _epoch(self, job: Job) -> Epoch:
-        return Epoch(job.name, job.workers.epoch, job.staleness, job.since, job.workers.members())
+        return Epoch(job.name, job.workers.epoch, job.staleness, job.since, job.workers.members(), job.rate)
 
     async def _announce(self, job: Job, gone: Sequence[Worker] = ()) -> None:
         """Tell every shard the job's epoch, and return when all follow it; these are ``gone`` from now on."""
@@ -149,7 +147,7 @@ class Coordinator:
         await followed
         failpoint("membership.announced")
         if epoch.number > job.agreed.epoch:
-            job.agreed = Beat(epoch.number, epoch.staleness, epoch.since)
+            job.agreed = Beat(epoch.number, epoch.staleness, epoch.since, epoch.rate)
 
     def _may_announce(self, job: Job) -> bool:
         """Return whether a job's epoch may be told now.
@@ -163,7 +161,8 @@ class Coordinator:
     def _is_new_dial(job: Job) -> bool:
         """Return whether an epoch says more than who the workers are; in steps, that says more, too."""
         agreed = job.agreed
-        same = agreed.epoch > 0 and (agreed.staleness, agreed.since) == (job.staleness, job.since)
+        known = (agreed.staleness, agreed.since, agreed.rate)
+        same = agreed.epoch > 0 and known == (job.staleness, job.since, job.rate)
         return not same or job.staleness == 0
 
     def _has_jobs(self) -> bool:
@@ -392,25 +391,26 @@ class Coordinator:
         await durable.wait()
 
     def change(self, call: Call, request: Set) -> None:
-        """Change how a job's workers are kept together.
+        """Change how a job's workers are kept together, and its learning rate.
 
         Raises:
-            BadRequest: the job has tensors that cannot be averaged, or a number makes no sense.
+            BadRequest: a number makes no sense.
         """
         job = self._job(request.job) if request.job is not None else self._only_job()
         _check_backup(request.backup_workers)
         staleness = job.staleness if request.staleness is None else request.staleness
-        if staleness == 0:
-            for spec in job.tensors.specs():
-                check_spec(spec, averaged=True)
         if request.backup_workers is not None:
             job.backup = request.backup_workers
         if staleness != job.staleness:
             self._change_staleness(job, staleness)
+        if request.rate is not None and request.rate != job.rate:
+            job.rate = request.rate
+            job.workers.epoch += 1
         self._decide(job)
         self._spawn(call.answer_with(self._announce_and_reply(job, call)))
         _log.info(
-            "job %s: staleness %g, %d backup workers", job.name, job.staleness, job.backup,
+            "job %s: staleness %g, %d backup workers, learning rate times %g",
+            job.name, job.staleness, job.backup, job.rate,
             extra=_about("job.changed", job),
         )  # fmt: skip
 
@@ -534,7 +534,9 @@ class Coordinator:
             identity = (job.name, worker.id, worker.incarnation, worker.name)
             beat = (job.staleness, job.agreed.epoch, self._settings.heartbeat)
             clock = max(worker.begins or 0, job.since)  # the dial may have been turned meanwhile
-            joined = Joined(*identity, clock, self.links.addresses(), *beat, plan, self.links.timeline)
+            joined = Joined(
+                *identity, clock, self.links.addresses(), *beat, plan, self.links.timeline, job.agreed.rate
+            )
             # If that were forgotten, nobody would miss its heartbeats, nor hear its votes.
             self._record(job, then=partial(call.reply, joined), changed=("job",))
 
@@ -665,7 +667,7 @@ class Coordinator:
         late = {worker.id for worker in job.workers if worker.name in names}
         if job.decisions.since is not None:
             late |= self._missing(job)
-        if job.idle and job.ledger is not None:
+        if job.idle and job.ledger is not None and not job.ledger.plan.stream:
             late |= set(job.ledger.leases())
         return late | {creator.id for _, creator, _ in job.tensors.waits()}
 
@@ -751,18 +753,19 @@ class Coordinator:
         if job.ledger is not None:
             done = self._reached(job, worker)
             job.ledger.give_back(worker.id)
-            self._record(job, ["ledger.give-back", job.name, worker.id, plain_done(done)])
+            self._record(job, ["ledger.give-back", job.name, worker.id, [*map(list, done.items())]])
             self._serve_idle(job)
         taken_back = job.leaving.pop(worker.name, None)
         if taken_back is not None:
             taken_back.set()
 
-    def _reached(self, job: Job, worker: Worker) -> Done | None:
-        """Tell the ledger how far the worker's chunk is, as far as its updates have been applied."""
+    def _reached(self, job: Job, worker: Worker) -> Mapping[int, int]:
+        """Tell the ledger how far the worker's chunks are, as far as its updates have been applied."""
         store = self._shard.jobs.get(job.name)
-        done = store.cursors.get((worker.id, worker.incarnation)) if store is not None else None
-        if done is not None and job.ledger is not None:
-            job.ledger.reached(worker.id, done.lease, done.batches)
+        done = {} if store is None else store.cursors.get((worker.id, worker.incarnation), {})
+        if job.ledger is not None:
+            for lease, batches in done.items():
+                job.ledger.reached(worker.id, lease, batches)
         return done
 
     def _serve_idle(self, job: Job) -> None:
@@ -775,12 +778,29 @@ class Coordinator:
             else:
                 self._hand_out(job, worker, call, leased)
 
+    def work_of(self, session: Session, connection: Connection) -> tuple[Job, Worker]:
+        """Return the job and worker of a session, as ``_worker`` does.
+
+        Raises:
+            NotReady: the state is about to be replaced.
+            NotAMember, Fenced: it is none.
+        """
+        if not self.serving.is_set():
+            raise NotReady("the cluster is not complete; ask again")
+        return self._worker(session, connection)
+
+    def keep_rates(self, restored: Mapping[str, Job], diverged: str, checkpoint: int, timeline: int) -> None:
+        """Have the jobs that are taken from a checkpoint keep their rates; the diverged one's is lower."""
+        for name in restored.keys() & self._jobs.keys():
+            is_it = name == diverged
+            restored[name].gone_back(self._jobs[name], checkpoint, timeline, diverged=is_it)
+
     # --- tensors
 
     def create(self, call: Call, session: Session, request: Create) -> None:
         """Make a tensor, or say where it is; the answer may have to wait until it is filled."""
         job, worker = self._worker(session, call.connection)
-        check_spec(request.spec, averaged=job.staleness == 0)
+        check_spec(request.spec)
         created = job.tensors.create(request.name, request.spec, worker, call, self._placed)
         if created is not None:
             self._record(job, then=partial(call.reply, created), changed=("tensors",))
@@ -871,6 +891,7 @@ class Coordinator:
             dropped=store.dropped if store else 0,
             longest_wait=store.longest_wait if store else 0.0,
             history=past.status(now) if past is not None else History(),
+            rate=job.rate,
         )
 
     def waits(self) -> list[Wait]:
@@ -885,9 +906,11 @@ class Coordinator:
             what = f"start with {job.workers.needed} workers"
             yield Wait(job.name, 0, what, len(waiting), (), now - job.began)
         yield from self._step_wait(job, now)
-        if job.idle:
+        if (
+            job.idle and job.ledger is not None and not job.ledger.plan.stream
+        ):  # a stream has no end to wait for
             since = min(call.age() for call, _ in job.idle)
-            holders = set(job.ledger.leases()) if job.ledger else set()
+            holders = set(job.ledger.leases())
             yield Wait(job.name, 0, "chunks", len(job.idle), self._names(job, holders), since)
         for name, creator, asks in job.tensors.waits():
             age = max(call.age() for call in asks)

@@ -17,10 +17,10 @@ from typing import Any, Final
 
 from protocol.errors import BadRequest, CheckpointUnusable
 from protocol.fields import array_decoder, array_encoder
-from protocol.messages import Empty, Finish, Leased, Plan
+from protocol.messages import WORK_KINDS, Empty, Finish, Leased, Plan
 from protocol.sequences import fingerprint_of_work
 from psserver.catalogue import TensorCatalogue
-from psserver.coordinated_job import Job
+from psserver.coordinated_job import Job, Returns
 from psserver.decisions import StepDecisions
 from psserver.durability.log import Batch
 from psserver.leases import Ledger
@@ -42,6 +42,8 @@ _leased_from_plain: Final = array_decoder(Leased)
 _finish_from_plain: Final = array_decoder(Finish)
 _plain_plan: Final = array_encoder(Plan)
 _plan_from_plain: Final = array_decoder(Plan)
+_plain_returns: Final = array_encoder(Returns)
+_returns_from_plain: Final = array_decoder(Returns)
 
 
 def job_doc(job: Job, what: str) -> Any:
@@ -61,6 +63,8 @@ def _settings(job: Job) -> dict[str, Any]:
         "made_with": _plain_number(job.made_with),
         "backup": job.backup,
         "since": job.since,
+        "rate": job.rate,
+        "returns": _plain_returns(job.returns),
         "plan": None if job.ledger is None else _plain_plan(job.ledger.plan),
         "workers": job.workers.state(),
     }
@@ -133,6 +137,8 @@ def _job(name: str, settings: Mapping[str, Any], shards: int, failure: FailureSe
         made_with=_number(settings["made_with"]),
         began=now,
         since=settings["since"],
+        rate=settings["rate"],
+        returns=_returns_from_plain(settings["returns"], "returns"),
     )
 
 
@@ -186,7 +192,7 @@ def _replay_event(event: Sequence[Any], jobs: Mapping[str, Job], now: float) -> 
             ledger.join(worker)
         case ["ledger.lease", _, worker, life, seq, fingerprint, plain]:
             leased: Leased = _leased_from_plain(plain, "leased")
-            if leased.kind in ("train", "evaluate") and ledger.lease(worker, seq) != leased:
+            if leased.kind in WORK_KINDS and ledger.lease(worker, seq) != leased:
                 raise BadRequest(
                     "the ledger would have leased another chunk", field="chunk", value=leased.chunk
                 )
@@ -196,8 +202,8 @@ def _replay_event(event: Sequence[Any], jobs: Mapping[str, Job], now: float) -> 
             ledger.finish(worker, finish, now)
             _complete(job, worker, life, finish.seq, fingerprint_of_work(finish), Empty())
         case ["ledger.give-back", _, worker, done]:
-            if done is not None:
-                ledger.reached(worker, *done)
+            for lease, batches in done:
+                ledger.reached(worker, lease, batches)
             ledger.give_back(worker)
 
 

@@ -31,6 +31,8 @@ def of_shard(shard: Shard, waits: Iterable[Wait]) -> Values:
         of_job = (("job", job.label),)
         _add(found, "psserver_parameters_bytes", of_job, job.nbytes)
         _add(found, "psserver_barrier_waiting_seconds", of_job, 0.0)
+        scale = ("psserver_learning_rate_scale", of_job)
+        found[scale] = min(found.get(scale, job.clocks.rate), job.clocks.rate)
         for number, table in enumerate(job.tables()):
             name = table.name if number < _NAMED_TABLES else "other"
             _add(found, "psserver_sparse_rows", (*of_job, ("table", name)), table.rows)

@@ -21,7 +21,10 @@ __all__ = ["Holding", "JobStore", "Reader", "Session", "fenced"]
 
 
 _CURSORS: Final = 10_000
-"""Chunks under way, also of workers that have gone, that are remembered."""
+"""Workers, also those that have gone, whose chunks under way are remembered."""
+
+_LEASES: Final = 256
+"""Chunks of a worker that are remembered: those that it has pushed of last. It is at less at a time."""
 
 
 @dataclass(slots=True)
@@ -65,7 +68,11 @@ class Holding:
 
 @dataclass(slots=True)
 class JobStore:
-    """One job's namespace on this shard."""
+    """One job's namespace on this shard.
+
+    ``cursors`` are how far the chunks under way are, by worker and incarnation, and by lease: mini-batches,
+    or the offsets in a stream.
+    """
 
     name: str
     label: str  # the name in metrics, or "other"
@@ -78,7 +85,7 @@ class JobStore:
     updates: int = 0
     dropped: int = 0
     longest_wait: float = 0.0
-    cursors: dict[tuple[int, int], Done] = field(default_factory=dict)  # by worker and incarnation
+    cursors: dict[tuple[int, int], dict[int, int]] = field(default_factory=dict)
     applying: int = 0  # pushes under way
     gone: bool = False  # another state has taken its place
     holding: Holding | None = None  # while a cut is prepared
@@ -134,8 +141,16 @@ class JobStore:
             self.read[worker] = Backups()
         if len(self.cursors) > _CURSORS:
             live = {(worker, member.incarnation) for worker, member in after.items()}
-            self.cursors = {key: done for key, done in self.cursors.items() if key in live}
+            self.cursors = {key: of_worker for key, of_worker in self.cursors.items() if key in live}
         return out
+
+    def note_done(self, worker: int, incarnation: int, done: Done) -> None:
+        """Note that what a push says is done of a chunk is part of the state."""
+        of_worker = self.cursors.setdefault((worker, incarnation), {})
+        of_worker.pop(done.lease, None)  # the last is the one of the latest push
+        of_worker[done.lease] = done.batches
+        if len(of_worker) > _LEASES:
+            del of_worker[next(iter(of_worker))]
 
     def read_by(self, session: Session) -> Backups | None:
         """Return what the worker whose session this is has read; None: it is none, or is out."""

@@ -12,6 +12,7 @@ A log holds events, and the latest version of whatever array they changed. The e
     ["flush", job, step]                                       its merged shares were applied, no commit
 
     ["table", job, table, info]                                an empty block of a table was made
+    ["reset", job, *taken, updates]                            blocks have begun anew
 
 ``taken`` is worker, incarnation, seq, fingerprint; ``done`` is [lease, batches] or None. Arrays have the keys
 
@@ -109,6 +110,28 @@ class Journal:
         if log is not None and keys.size:
             self._numbers += 1
             log.append(arrays={("gone", job.name, block.name, self._numbers): (None, keys)})
+
+    def reset(
+        self,
+        job: JobStore,
+        taken: Taken,
+        begun: Iterable[DenseBlock],
+        emptied: Iterable[tuple[SparseBlock, Keys]],
+        then: Callable[[], None],
+    ) -> None:
+        """Blocks have begun anew, and tables lost these rows; call ``then`` when that is durable."""
+        log = self._log_for(job)
+        if log is None:
+            then()
+            return
+        arrays: _Arrays = {}
+        for block in begun:
+            arrays.update(_dense(job, block, block.values, block.slots))
+        for table, keys in emptied:
+            if keys.size:
+                self._numbers += 1
+                arrays["gone", job.name, table.name, self._numbers] = (None, keys)
+        log.append([["reset", job.name, *taken, job.updates]], arrays=arrays, then=then)
 
     def push(
         self,

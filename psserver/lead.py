@@ -22,26 +22,30 @@ from protocol.errors import (
     CheckpointFailed,
     CheckpointUnusable,
     ConnectionLost,
+    HasDiverged,
     JobMismatch,
     NotReady,
     PSError,
 )
 from protocol.events import about
-from protocol.messages import Checkpointed, Install, Load, Request, Restore
+from protocol.messages import Checkpointed, Diverged, Install, Load, Request, Restore
 from protocol.status import DurabilityStatus
 from psserver import restoring
 from psserver.call import Call, Spawn
 from psserver.checkpoints import Checkpoints
+from psserver.coordinated_job import Job
 from psserver.coordinator import Coordinator
 from psserver.durability import checkpoint, directories
 from psserver.durability.failpoints import failpoint
 from psserver.durability.manifest import Manifest
 from psserver.durability.storage import Storage
+from psserver.jobs import Session, fenced
 from psserver.membership import FailureSettings
 from psserver.metrics import ServerMetrics
 from psserver.persistence import Identity, Persistence, Stopped
 from psserver.recovery import CLUSTER, Recovered, cluster_doc, recover
 from psserver.restoring import Restored
+from psserver.returning import checkpoints_of
 from psserver.shard import Shard
 from psserver.shard_part import ShardPart, open_foreign
 from psserver.shard_state import Snapshot
@@ -87,6 +91,7 @@ class Lead:
         self._persistence = persistence
         self._failure = failure
         self._spawn = spawn
+        self._metrics = metrics
         self._one = asyncio.Lock()
         self.part = ShardPart(shard, persistence, replaced)
         self._jobs = coordinator.checkpoint_jobs()
@@ -284,6 +289,55 @@ class Lead:
             self._begin(self._links.timeline)
         seconds = time.monotonic() - began
         call.reply(Checkpointed(manifest.header.checkpoint, request.url, manifest.nbytes, seconds))
+
+    async def diverged(self, call: Call, session: Session, request: Diverged) -> None:
+        """Go back to a checkpoint, at a lower rate, because a worker says that its job has diverged.
+
+        Of several workers that say so the first makes all go back; the others find themselves out.
+
+        Raises:
+            Fenced: it is done: the worker is to join again.
+            HasDiverged: there is no checkpoint of the job, or it has gone back too often.
+            CheckpointUnusable: none can be read; nothing has changed.
+            NotReady: a server is away, which would have to take part.
+        """
+        async with self._one:
+            job, worker = self._coordinator.work_of(session, call.connection)
+            if not self._links.all_open():
+                raise NotReady("a server is away, and all are needed; see `psctl status`, and ask again")
+            _log.warning(
+                "job %s has diverged: the loss of %s is %g in step %d",
+                job.name, worker.name, request.loss, request.step,
+                extra=about("job.diverged", job=job.name, worker=worker.name),
+            )  # fmt: skip
+            label = self._shard.jobs[job.name].label
+            await self._install(await self._load_good(job, request.loss), is_foreign=True)
+            self._metrics.divergences[label] += 1
+            self._begin(self._links.timeline)
+        raise fenced(worker.id)
+
+    async def _load_good(self, job: Job, loss: float) -> Restored:
+        """Have every shard read the checkpoint that a job goes back to, which keeps its rate, but lower."""
+        if not job.may_return:
+            raise HasDiverged(
+                f"the job has gone back {job.returns.count} times, and its rate is {job.rate:g}; take a "
+                "lower learning rate",
+                field="loss",
+                value=loss,
+            )
+        storage, timeline = self._persistence.storage, self._links.timeline
+        numbers = await self._persistence.run(checkpoints_of, storage, job.name, job.returns, timeline)
+        restored = await self._load_newest(storage, "", numbers)
+        if restored is None or restored.manifest is None:
+            raise HasDiverged(
+                "there is no checkpoint of the job yet; take them more often (--checkpoint-every), or a "
+                "lower learning rate",
+                field="loss",
+                value=loss,
+            )
+        number = restored.manifest.header.checkpoint
+        self._coordinator.keep_rates(restored.jobs, job.name, number, timeline + 1)
+        return restored
 
     async def _load_for(self, request: Restore) -> tuple[Manifest, Restored]:
         try:

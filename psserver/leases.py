@@ -1,6 +1,6 @@
 """The chunk ledger: which chunks of the data are to be done, leased, done. A state machine without I/O.
 
-    train epoch 1 ─> [evaluate] ─> train epoch 2 ─> ... ─> finished
+    [survey] ─> train epoch 1 ─> [evaluate] ─> train epoch 2 ─> ... ─> finished
 
 Rules:
 - A chunk is leased to one worker at a time; a worker that goes away gives its leases back.
@@ -8,8 +8,11 @@ Rules:
 - Before an evaluation all training chunks are done, and none begins until it is over: it sees exactly the
   parameters after that epoch. Between epochs without an evaluation nobody waits.
 - The order of the chunks depends on (seed, epoch) alone.
+- In a survey each chunk is leased once, as of epoch 0; nothing is trained before all are done.
 - Where it is known that the first mini-batches of a training chunk have been applied, whoever goes on with
-  the chunk leaves them out.
+  the chunk leaves them out. Where a chunk's statistics have been, whoever is given it has only to finish it.
+- After an evaluation the job may be over early (``psserver.stopping``).
+- The chunks of a stream are leased as those of one epoch that has no end: each is done when its source ends.
 
 The training data may be cut into parts (``Plan.partition``), each with an order of its own:
 - A worker that joins takes a part without an owner: the one it had, if it comes back, or else the first. It
@@ -18,7 +21,7 @@ The training data may be cut into parts (``Plan.partition``), each with an order
   within an epoch of its own part first; so who has none of its own left in an epoch helps with the others.
 - With ``hash`` a chunk is cut as well: it counts once for each part.
 
-Where the data is not cut it is one part, which has no owner ever. Evaluation knows no parts.
+Where the data is not cut it is one part, which has no owner ever. Survey and evaluation know no parts.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from operator import attrgetter
 from typing import Any, Final, Literal, NamedTuple
 
 from protocol.errors import BadRequest
+from protocol.measures import derived
 from protocol.messages import Finish, Leased, Plan
 from protocol.status import Evaluation, Mean, Progress
 from psserver.saved_ledger import (
@@ -49,10 +53,11 @@ from psserver.saved_ledger import (
     SavedSums,
 )
 from psserver.saved_state import as_text, check_once, check_saved
+from psserver.stopping import EarlyStop
 
 __all__ = ["Ledger"]
 
-Kind = Literal["train", "evaluate"]
+Kind = Literal["survey", "train", "evaluate"]
 _KEPT: Final = 1000  # evaluations that the status tells of
 _REMEMBERED: Final = 10_000  # workers that have gone, and would get their parts back
 _MOST_CHUNKS: Final = 1_000_000  # of one epoch: they are all queued, and shuffled, at once
@@ -100,7 +105,7 @@ class _Lease:
     ``number`` is that of the worker's request, ``batches`` how many mini-batches of the chunk are done.
     """
 
-    part: _Part | None  # None: the evaluation
+    part: _Part | None  # None: the survey or the evaluation
     number: int
     batches: int
 
@@ -127,17 +132,20 @@ class Ledger:
     """The work of one job.
 
     Args:
-        plan: chunks, epochs, seed, after how many epochs the held-out data is evaluated (0: never), and how
-            the training data is cut into parts.
+        plan: chunks, epochs, seed, after how many epochs the held-out data is evaluated (0: never), how
+            the training data is cut into parts, and all else that it says.
         now: time at which the work begins, in seconds.
 
     Raises:
-        BadRequest: more chunks, parts or epochs than can be kept account of, or no such partition.
+        BadRequest: more chunks, parts or epochs than can be kept account of, or no such partition; or a
+            stream with what needs an end.
     """
 
     def __init__(self, plan: Plan, now: float) -> None:
         _check_at_most(_MOST_CHUNKS, "chunks", plan.chunks)
         _check_at_most(_MOST_EPOCHS, "epochs", plan.epochs)
+        if plan.stream:
+            _check_endless(plan)
         self.plan = plan
         self._began = now
         self._ended: float | None = None
@@ -149,7 +157,7 @@ class Ledger:
         self._owned: dict[int, _Part] = {}  # by worker
         self._formerly: dict[int, _Part] = {}  # by worker that has gone
         self._per_epoch = sum(len(part.chunks) for part in self._parts)
-        self._evaluation: deque[_Work] = deque()
+        self._shared: deque[_Work] = deque()  # of a phase that knows no parts
         self._leased: dict[int, dict[_Work, _Lease]] = {}  # by worker
         self._skips: dict[_Work, int] = {}  # mini-batches that are done of what was given back
         self._trained = 0  # training chunks done, of all epochs
@@ -158,7 +166,12 @@ class Ledger:
         self._train_loss: float | None = None
         self._evaluate = _Sums()
         self._evaluations: deque[Evaluation] = deque(maxlen=_KEPT)
-        self._begin_training()
+        self._early = EarlyStop(plan)
+        self._stopped = ""
+        if plan.survey:
+            self._begin_shared("survey")
+        else:
+            self._begin_training()
 
     @property
     def finished(self) -> bool:
@@ -183,8 +196,8 @@ class Ledger:
         """
         if self.finished:
             return Leased("finished", self._epoch, 0)
-        part = None if self._kind == "evaluate" else self._part_for(worker)
-        queue = self._queue(part)  # while there is training, that of the evaluation is empty
+        part = self._part_for(worker) if self._kind == "train" else None
+        queue = self._queue(part)  # while there is training, the shared one is empty
         if not queue:
             return Leased("wait", self._epoch, 0)
         work = queue.popleft()
@@ -193,10 +206,12 @@ class Ledger:
         return Leased(*work, skip)
 
     def _queue(self, part: _Part | None) -> deque[_Work]:
-        return self._evaluation if part is None else part.queue
+        return self._shared if part is None else part.queue
 
     def reached(self, worker: int, number: int, batches: int) -> None:
         """Note that the updates of the first ``batches`` mini-batches of a training chunk have been applied.
+
+        Of a survey's chunk, that its statistics have been; of a stream's, all that is before that offset.
 
         Args:
             worker: who has leased the chunk. If it has not, or no longer, nothing is noted.
@@ -204,7 +219,7 @@ class Ledger:
             batches: counted from the chunk's beginning, also where this worker began later.
         """
         for work, lease in self._leased.get(worker, {}).items():
-            if lease.number == number and work.kind == "train":
+            if lease.number == number and work.kind != "evaluate":
                 lease.batches = max(lease.batches, batches)
 
     def finish(self, worker: int, finish: Finish, now: float) -> None:
@@ -223,7 +238,7 @@ class Ledger:
             del self._leased[worker]
         if work.kind == "train":
             self._count_training(finish)
-        else:
+        elif work.kind == "evaluate":
             self._evaluate.add(finish)
         self._undone -= 1
         if not self._undone:
@@ -269,11 +284,12 @@ class Ledger:
             train_loss=self._train_loss,
             seconds=(now if self._ended is None else self._ended) - self._began,
             evaluations=tuple(self._evaluations),
+            stopped=self._stopped,
         )
 
     @property
     def _epoch(self) -> int:
-        """The epoch, from 1, that the number of chunks done makes; single parts may be ahead of it."""
+        """The epoch, from 1, that the number of chunks done makes, or 0; single parts may be ahead of it."""
         return min(self._last, self._trained // self._per_epoch + 1)
 
     def _part_for(self, worker: int) -> _Part | None:
@@ -296,11 +312,11 @@ class Ledger:
         self._last = min(before + every, self.plan.epochs) if every else self.plan.epochs
         self._undone = self._per_epoch * (self._last - before)
 
-    def _begin_evaluation(self) -> None:
-        self._kind = "evaluate"
-        self._evaluate = _Sums()
+    def _begin_shared(self, kind: Kind) -> None:
+        """Begin a phase that knows no parts."""
+        self._kind = kind
         order = _shuffled(range(self.plan.chunks), self.plan.seed, self._last)
-        self._evaluation.extend(_Work("evaluate", self._last, chunk) for chunk in order)
+        self._shared.extend(_Work(kind, self._last, chunk) for chunk in order)
         self._undone = self.plan.chunks
 
     def _count_training(self, finish: Finish) -> None:
@@ -314,15 +330,24 @@ class Ledger:
 
     def _next_phase(self, now: float) -> None:
         if self._kind == "train" and self.plan.evaluate_every:
-            self._begin_evaluation()
+            self._evaluate = _Sums()
+            self._begin_shared("evaluate")
             return
         if self._kind == "evaluate":
-            sums = self._evaluate
-            self._evaluations.append(Evaluation(self._last, sums.examples, sums.means()))
-        if self._last < self.plan.epochs:
+            self._end_evaluation()
+        if self._last < self.plan.epochs and not self._stopped:
             self._begin_training()
         else:
             self._ended = now
+
+    def _end_evaluation(self) -> None:
+        sums = self._evaluate
+        means = derived({mean.name: mean.value for mean in sums.means()})
+        shown = tuple([Mean(name, value) for name, value in means.items()])
+        self._evaluations.append(Evaluation(self._last, sums.examples, shown))
+        enough = self._early.look(means)
+        if self._last < self.plan.epochs:
+            self._stopped = enough
 
     # --- to a disk and back
 
@@ -333,7 +358,7 @@ class Ledger:
             SavedLedger(
                 seconds=now - self._began,
                 took=None if self._ended is None else self._ended - self._began,
-                evaluating=self._kind == "evaluate",
+                phase=self._kind,
                 last=self._last,
                 trained=self._trained,
                 train_examples=self._train_examples,
@@ -341,11 +366,14 @@ class Ledger:
                 train=_saved_sums(self._train),
                 evaluate=_saved_sums(self._evaluate),
                 evaluations=tuple([_saved_evaluation(one) for one in self._evaluations]),
-                evaluation=tuple([work.chunk for work in self._evaluation]),
+                shared=tuple([work.chunk for work in self._shared]),
                 parts=tuple([_saved_part(part, owners.get(part.number)) for part in self._parts]),
                 leases=tuple([_saved_lease(*one) for one in self._all_leased()]),
                 skips=tuple([SavedSkip(*work[1:], batches) for work, batches in self._skips.items()]),
                 formerly=tuple([Former(worker, part.number) for worker, part in self._formerly.items()]),
+                best=None if self._early.best is None else as_text(self._early.best),
+                in_vain=self._early.in_vain,
+                stopped=self._stopped,
             )
         )
 
@@ -373,12 +401,19 @@ class Ledger:
     def _restore_phase(self, saved: SavedLedger) -> None:
         every, epochs = self.plan.evaluate_every, self.plan.epochs
         ends = saved.last == epochs or (every > 0 and saved.last % every == 0)
-        check_saved(0 < saved.last <= epochs and ends, "the end of a phase", "last", saved.last)
+        surveys = saved.phase == "survey"
+        check_saved(self.plan.survey or not surveys, "no survey", "phase", saved.phase)
+        sound = saved.last == 0 if surveys else 0 < saved.last <= epochs and ends
+        check_saved(sound, "the end of a phase", "last", saved.last)
         check_saved(saved.took is None or 0 <= saved.took < math.inf, "a duration", "took", saved.took)
-        self._kind = "evaluate" if saved.evaluating else "train"
+        self._kind = saved.phase  # type: ignore[assignment]  # WorkKind
         self._last, self._trained = saved.last, saved.trained
         self._ended = None if saved.took is None else self._began + saved.took
-        self._evaluation.extend(_Work("evaluate", saved.last, chunk) for chunk in saved.evaluation)
+        self._shared.clear()
+        self._shared.extend(_Work(saved.phase, saved.last, chunk) for chunk in saved.shared)
+        self._stopped = saved.stopped
+        self._early.best = None if saved.best is None else float(saved.best)
+        self._early.in_vain = saved.in_vain
 
     def _restore_parts(self, saved: SavedLedger) -> None:
         count = len(self._parts)
@@ -414,14 +449,16 @@ class Ledger:
     def _restore_leases(self, saved: SavedLedger) -> None:
         for one in saved.leases:
             part = None if one.part is None else self._part(one.part)
-            kind, rows = ("evaluate", None) if part is None else ("train", part.rows)
+            kind, rows = (self._kind, None) if part is None else ("train", part.rows)
+            check_saved(part is not None or kind != "train", "the part that it is of", "part", one.part)
             work = _Work(kind, one.epoch, one.chunk, rows)
-            begun = self._last if part is None else part.epoch
-            check_saved(0 < one.epoch <= begun, "an epoch that has begun", "epoch", one.epoch)
+            begun = one.epoch == self._last if part is None else 0 < one.epoch <= part.epoch
+            check_saved(begun, "an epoch that has begun", "epoch", one.epoch)
             self._leased.setdefault(one.worker, {})[work] = _Lease(part, one.number, one.batches)
         leased = [work for _, work, _ in self._all_leased()]
         check_saved(len(leased) == len(saved.leases), "each lease once", "leases", len(saved.leases))
-        self._skips = {_Work("train", one.epoch, one.chunk, one.rows): one.batches for one in saved.skips}
+        kind = "survey" if self._kind == "survey" else "train"
+        self._skips = {_Work(kind, one.epoch, one.chunk, one.rows): one.batches for one in saved.skips}
 
     def _restore_measures(self, saved: SavedLedger) -> None:
         self._train_examples = saved.train_examples
@@ -432,34 +469,36 @@ class Ledger:
     def _check_whole(self) -> None:
         """Refuse accounts in which a chunk is missing, comes twice, or is none of where it is."""
         queued = [(work, part) for part in self._parts for work in part.queue]
-        evaluated = [(work, None) for work in self._evaluation]
+        shared = [(work, None) for work in self._shared]
         leased = [(work, lease.part) for _, work, lease in self._all_leased()]
         everything = range(self.plan.chunks)
-        for work, part in (*queued, *evaluated, *leased):
+        for work, part in (*queued, *shared, *leased):
             chunks = everything if part is None else part.chunks
             check_saved(work.chunk in chunks, "one of its part", "chunk", work.chunk)
-        works = {work for work, _ in queued}
+        works = {work for work, _ in (*queued, *shared)}
         check_saved(self._skips.keys() <= works, "chunks that are queued", "skips", [*self._skips])
-        works.update(work for work, _ in (*evaluated, *leased))
-        count = len(queued) + len(evaluated) + len(leased)
+        works.update(work for work, _ in leased)
+        count = len(queued) + len(shared) + len(leased)
         check_saved(len(works) == count, "each chunk once", "chunks", count)
-        self._check_undone(len(evaluated) + sum(part is None for _, part in leased), count)
+        self._check_undone(len(shared) + sum(part is None for _, part in leased), count)
 
-    def _check_undone(self, evaluations: int, pending: int) -> None:
-        """Count what is undone in this phase: so many evaluations of all that is pending, and the rest."""
+    def _check_undone(self, shared: int, pending: int) -> None:
+        """Count what is undone in this phase: so many of no part, of all that is pending, and the rest."""
         every, epochs = self.plan.evaluate_every, self.plan.epochs
         unbegun = sum((self._last - part.epoch) * len(part.chunks) for part in self._parts)
-        training = unbegun + pending - evaluations
+        training = unbegun + pending - shared
         total = self._per_epoch * self._last
         check_saved(self._trained + training == total, f"{total - training}", "trained", self._trained)
-        evaluating = self._kind == "evaluate"
-        check_saved(not (training if evaluating else evaluations), "one phase", "evaluating", evaluating)
-        self._undone = evaluations if evaluating else training
-        last = self._last == epochs and evaluating == (every > 0)
+        trains = self._kind == "train"
+        check_saved(not (shared if trains else training), "one phase", "phase", self._kind)
+        self._undone = training if trains else shared
+        final = self._last == epochs or bool(self._stopped)
+        last = final and self._kind == ("evaluate" if every else "train")
         check_saved(
             self.finished == (not self._undone), "that it ends with the last chunk", "took", self._undone
         )
         check_saved(last or not self.finished, "the last phase", "took", self._last)
+        check_saved(self.finished or not self._stopped, "that it has ended", "stopped", self._stopped)
 
 
 def _saved_part(part: _Part, owner: int | None) -> SavedPart:
@@ -514,6 +553,16 @@ def _shuffled(chunks: range, seed: int, epoch: int) -> list[int]:
     order = list(chunks)
     random.Random(f"{seed} {epoch}").shuffle(order)  # noqa: S311 (no secret)
     return order
+
+
+def _check_endless(plan: Plan) -> None:
+    """Refuse for a stream, which has no end, what comes after one."""
+    if plan.epochs != 1:
+        raise BadRequest("a stream is one epoch", field="epochs", value=plan.epochs)
+    if plan.evaluate_every:
+        raise BadRequest("a stream has no held-out data", field="evaluate_every", value=plan.evaluate_every)
+    if plan.survey:
+        raise BadRequest("a stream has no end to survey it to", field="survey", value=plan.survey)
 
 
 def _check_at_most(most: int, field: str, value: int) -> None:

@@ -82,6 +82,7 @@ class ServerMetrics(Collector):
         self.log_fsync = Histogram(_SECONDS)
         self.checkpoint_seconds = Histogram(_LONG_SECONDS)
         self.checkpoint_failures = 0
+        self.divergences: Counter[str] = Counter()
         self.log_failures: Callable[[], int] = lambda: 0
         self.worker_deaths: Callable[[], Mapping[str, int]] = dict
         self._gauges = gauges
@@ -176,6 +177,12 @@ class ServerMetrics(Collector):
             (),
             {(): self.checkpoint_failures},
         )
+        yield _counter(
+            "psserver_divergences",
+            "Times that a job has diverged and gone back to a checkpoint; on the coordinator only.",
+            ("job",),
+            {(job,): count for job, count in dict(self.divergences).items()},
+        )
         yield _histogram("psserver_log_fsync_seconds", "Syncs of the update log.", self.log_fsync)
         yield _counter(
             "psserver_log_failures", "Writes of the update log that failed.", (), {(): self.log_failures()}
@@ -212,6 +219,7 @@ _GAUGES: Final = {
     "psserver_worker_examples_per_second": "Speed over the last heartbeats; on the coordinator only.",
     "psserver_membership_epoch": "Number of the latest membership epoch of a job.",
     "psserver_barrier_waiting_seconds": "The longest that somebody waits now for others to end a step.",
+    "psserver_learning_rate_scale": "What all learning rates of a job are multiplied by.",
     "psserver_parameters_bytes": "Bytes of parameters on this shard.",
     "psserver_sparse_rows": "Rows of sparse tables on this shard.",
     "psserver_log_unwritable": "1 while updates are refused because the log cannot be written.",

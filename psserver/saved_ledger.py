@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from protocol.fields import Name
+from protocol.messages import WorkKind
 from psserver.saved_state import AnyNumber, SavedState
 
 __all__ = [
@@ -42,7 +43,7 @@ class SavedPart:
 
 @dataclass(frozen=True, slots=True)
 class SavedLease:
-    """What a worker is at: a chunk of a part, or of the evaluation."""
+    """What a worker is at: a chunk of a part, or of the survey or the evaluation."""
 
     worker: int
     epoch: int
@@ -109,11 +110,13 @@ class SavedLedger:
     """The ledger: ``seconds`` since the work began, ``took`` until it ended, chunks in the order of leasing.
 
     ``last`` is the epoch with which the phase ends; ``trained`` counts the training chunks of all epochs.
+    ``shared`` are the chunks of a phase that knows no parts. ``best`` and ``in_vain`` are what is known for
+    stopping early.
     """
 
     seconds: float
     took: float | None
-    evaluating: bool
+    phase: WorkKind
     last: int
     trained: int
     train_examples: int
@@ -121,11 +124,14 @@ class SavedLedger:
     train: SavedSums
     evaluate: SavedSums
     evaluations: tuple[SavedEvaluation, ...]
-    evaluation: tuple[int, ...]
+    shared: tuple[int, ...]
     parts: tuple[SavedPart, ...]
     leases: tuple[SavedLease, ...]
     skips: tuple[SavedSkip, ...]
     formerly: tuple[Former, ...]
+    best: AnyNumber | None
+    in_vain: int
+    stopped: str
 
 
 LEDGER: Final = SavedState(SavedLedger)

@@ -29,6 +29,7 @@ from protocol.errors import (
     CheckpointUnusable,
     ConnectionLost,
     Forbidden,
+    HasDiverged,
     LogUnwritable,
     NotReady,
     PSError,
@@ -51,6 +52,7 @@ from protocol.messages import (
     Cut,
     Decide,
     Describe,
+    Diverged,
     Empty,
     Ended,
     Finish,
@@ -71,6 +73,7 @@ from protocol.messages import (
     Push,
     PushPull,
     Release,
+    Reset,
     Restore,
     Saved,
     Set,
@@ -518,6 +521,8 @@ class Server:
             return self._shard.arrays_for_pull(connection.session, request)
         if kind is Init:
             return self._shard.arrays_for_init(connection.session, request)
+        if kind is Reset:
+            return self._shard.arrays_for_reset(connection.session, request)
         if kind in _DOCUMENTS:
             return [_document(request)]
         return ()
@@ -540,6 +545,8 @@ class Server:
                 raise ShuttingDown("the server is stopping")
             case Init():
                 self._shard.init(call, session, request, arrays)
+            case Reset():
+                self._shard.reset(call, session, request, arrays)
             case Auth():
                 self._auth(call, session, request)
             case Hello():
@@ -696,8 +703,8 @@ class Server:
             self._look_at_shards(coordinator)
         elif isinstance(request, Status):
             coordinator.status(call, request)
-        elif isinstance(request, Checkpoint | Restore):
-            self._spawn(call.answer_with(self._lead_on(call, request)))
+        elif isinstance(request, Checkpoint | Restore | Diverged):
+            self._spawn(call.answer_with(self._lead_on(call, session, request)))
         elif not coordinator.serving.is_set():
             if not isinstance(request, _WAIT_FOR_READY):
                 raise NotReady("the cluster is not complete; ask again")
@@ -714,21 +721,31 @@ class Server:
             self._drop_clients()
             self._make_ready()
 
-    async def _lead_on(self, call: Call, request: Checkpoint | Restore) -> None:
+    async def _lead_on(self, call: Call, session: Session, request: Checkpoint | Restore | Diverged) -> None:
+        if self._lead is None and isinstance(request, Diverged):
+            raise HasDiverged(
+                "the cluster keeps no checkpoint to go back to; start psserver with --checkpoint-dir, or "
+                "take a lower learning rate",
+                field="loss",
+                value=request.loss,
+            )
         if self._lead is None:
             raise BadRequest(
                 "the cluster keeps nothing; start psserver with --checkpoint-dir",
                 field="op",
                 value=request.op,
             )
-        if isinstance(request, Restore):
-            try:
-                await self._lead.restore(call, request)
-            finally:  # a server that went away in the middle of it is waited for; then all go back
-                if self._lead.must_load:
-                    self._make_ready()
-        else:
+        if isinstance(request, Checkpoint):
             call.reply(await self._lead.checkpoint())
+            return
+        try:
+            if isinstance(request, Restore):
+                await self._lead.restore(call, request)
+            else:
+                await self._lead.diverged(call, session, request)
+        finally:  # a server that went away in the middle of it is waited for; then all go back
+            if self._lead.must_load:
+                self._make_ready()
 
     @staticmethod
     async def _when_ready(coordinator: Coordinator, call: Call, session: Session, request: Any) -> None:

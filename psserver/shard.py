@@ -40,9 +40,10 @@ from protocol.messages import (
     Pulled,
     Pushed,
     PushPull,
+    Reset,
     Step,
 )
-from protocol.sequences import fingerprint_of_push
+from protocol.sequences import fingerprint_of_push, fingerprint_of_reset
 from protocol.status import Load, Wait
 from protocol.tables import HASH_SLOTS
 from protocol.tensors import DTYPES, Part
@@ -58,6 +59,7 @@ from psserver.journal import Changes, Journal, Taken
 from psserver.load_meter import LoadMeter
 from psserver.metrics import ServerMetrics
 from psserver.optimizers import Moment
+from psserver.resetting import begin_anew, check_reset
 from psserver.sequences import Outcome
 from psserver.shard_state import Snapshot, install, load, replay, snapshot
 from psserver.steps import Steps, follow
@@ -333,7 +335,7 @@ class Shard:
         """Return where the initial values go."""
         job = self._job(session)
         job.worker(session)
-        check_spec(request.spec, averaged=job.clocks.staleness == 0)
+        check_spec(request.spec)
         if request.spec.table is not None:
             _check_table(request)
             return ()
@@ -365,6 +367,24 @@ class Shard:
             self._check_push(job, session, request)
             if new and self._in_steps(job, request):
                 self._steps[job.name].check(worker, request.step, request.seq)
+        except PSError as error:
+            if new:
+                numbered.refuse(request.seq, error)
+            raise
+        return self._allocate(request.tensors)
+
+    def arrays_for_reset(self, session: Session, request: Reset) -> Sequence[Array]:
+        """Return where the values go, as ``arrays_for_push`` does for gradients."""
+        job = self._job(session)
+        numbered = job.sequences[job.worker(session)]
+        new = numbered.is_new(request.seq)
+        refused = None if new else numbered.refused(request.seq)
+        if refused is not None:
+            raise refused
+        try:
+            if self.journal.problem is not None and new:
+                raise self.journal.problem
+            check_reset(job, request)
         except PSError as error:
             if new:
                 numbered.refuse(request.seq, error)
@@ -503,7 +523,58 @@ class Shard:
         self._applied(call, job, session, taken, arrived, changes, read)
 
     def _moment(self, job: JobStore, read: Backups, arrived: Arrived) -> Moment:
-        return Moment(arrived.request.step, float(job.updates - read.seen), self._clock())
+        staleness = float(job.updates - read.seen)
+        return Moment(arrived.request.step, staleness, self._clock(), job.clocks.rate)
+
+    def reset(self, call: Call, session: Session, request: Reset, arrays: Sequence[Array]) -> None:
+        """Have tensors begin anew; a retry is only answered."""
+        job = self._job(session)
+        worker = job.worker(session)
+        numbered = job.sequences[worker]
+        fingerprint = fingerprint_of_reset(request, arrays)
+        if not numbered.is_new(request.seq):
+            answer, outcome = numbered.retry(request.seq, fingerprint, call)
+            self._metrics.duplicates += 1
+            if isinstance(outcome, PSError):
+                call.fail(outcome)
+            elif answer:
+                self.journal.when_durable(lambda: call.reply(Empty()))
+            return
+        numbered.admit(request.seq, fingerprint, call)
+        call.admitted(numbered, request.seq, fingerprint)
+        taken = Taken(worker, session.incarnation or 0, request.seq, fingerprint)
+        take = partial(self._take_reset, call, job, session, taken, request, arrays)
+        if job.holding is not None and worker not in job.holding.awaited:
+            job.holding.held.append(take)
+        else:
+            take()
+
+    def _take_reset(
+        self,
+        call: Call,
+        job: JobStore,
+        session: Session,
+        taken: Taken,
+        request: Reset,
+        arrays: Sequence[Array],
+    ) -> None:
+        work = self._reset(call, job, session, taken, request, arrays)
+        self._spawn(call.answer_with(self._under_way(job, work)))
+
+    async def _reset(
+        self,
+        call: Call,
+        job: JobStore,
+        session: Session,
+        taken: Taken,
+        request: Reset,
+        arrays: Sequence[Array],
+    ) -> None:
+        begun = await begin_anew(job, session, request, arrays, self._threads)
+        job.updates += 1  # which others have missed
+        if job.is_live(taken.worker, taken.incarnation):
+            job.sequences[taken.worker].applied(taken.seq, Empty())
+        self.journal.reset(job, taken, begun.blocks, begun.tables, lambda: call.reply(Empty()))
 
     def _under_way(self, job: JobStore, work: Awaitable[None]) -> Coroutine[Any, Any, None]:
         """Return what runs ``work``; a cut waits for it from now on, not only when it has begun."""
@@ -596,7 +667,7 @@ class Shard:
         read.seen += 1  # its own update is none that it has not seen
         self._metrics.updates[job.label] += 1
         if request.done is not None:
-            job.cursors[taken.worker, taken.incarnation] = request.done
+            job.note_done(taken.worker, taken.incarnation, request.done)
         is_live = job.is_live(taken.worker, taken.incarnation)  # rows take their time to be swapped in
         if is_live:
             job.sequences[taken.worker].applied(taken.seq)

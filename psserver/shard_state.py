@@ -9,7 +9,7 @@ from typing import Any, cast
 from protocol.connection import Array
 from protocol.documents import EPOCH
 from protocol.errors import BadRequest, error_from_wire
-from protocol.messages import Done, LoadedJob, LoadedTensor, Pulled, Pushed, Spec
+from protocol.messages import Done, Empty, LoadedJob, LoadedTensor, Pulled, Pushed, Spec
 from protocol.optimizers import optimizer_from_spec
 from psserver.consistency import Clocks
 from psserver.durability.checkpoint import SavedArray
@@ -75,7 +75,7 @@ def _plain_job(job: JobStore, steps: Steps, arrays: list[SavedArray]) -> dict[st
         "dropped": job.dropped,
         "longest_wait": job.longest_wait,
         "sequences": {str(worker): numbered.state() for worker, numbered in job.sequences.items()},
-        "cursors": [[*key, *_plain(done)] for key, done in job.cursors.items()],
+        "cursors": [[*key, *one] for key, of_worker in job.cursors.items() for one in of_worker.items()],
         "blocks": [_plain_block(block) for block in job.blocks.values()],
         "step": steps.clock,
         "merged": [
@@ -97,10 +97,6 @@ def _saved_alone(job: JobStore, name: str, slot: str, values: Array) -> SavedArr
     """Return an array that is whole by itself."""
     shape = (values.size,)
     return SavedArray(job.name, name, slot, values.dtype.name, shape, 0, values.size, values)
-
-
-def _plain(done: Done) -> list[int]:
-    return [done.lease, done.batches]
 
 
 def _plain_block(block: DenseBlock | SparseBlock) -> dict[str, Any]:
@@ -175,7 +171,8 @@ def _install_job(
     job.updates, job.dropped = plain["updates"], plain["dropped"]
     job.longest_wait = plain["longest_wait"]
     job.sequences = {int(worker): Numbered.restored(one) for worker, one in plain["sequences"].items()}
-    job.cursors = {(worker, life): Done(*done) for worker, life, *done in plain["cursors"]}
+    for worker, life, *done in plain["cursors"]:
+        job.note_done(worker, life, Done(*done))
     for one in plain["blocks"]:
         job.blocks[one["name"]] = _block(job.name, one, arrays)
     steps.begin_at(plain["step"])
@@ -358,6 +355,9 @@ def _replay_event(
             _complete(job, Taken(worker, life, seq, fingerprint), done, None if ends else Pushed(updates))
             if ends and job.is_live(worker, life):
                 job.clocks.ended(worker, step)
+        case ["reset", name, worker, life, seq, fingerprint, updates]:
+            jobs[name].updates = updates
+            _complete(jobs[name], Taken(worker, life, seq, fingerprint), None, Empty())
         case ["table", name, table, info]:
             _replay_table(jobs[name], table, info)
         case ["share", name, worker, life, seq, fingerprint, step, ends, done, weight, means]:
@@ -387,7 +387,7 @@ def _replay_event(
 
 def _complete(job: JobStore, taken: Taken, done: Sequence[int] | None, outcome: Outcome) -> None:
     if done is not None:
-        job.cursors[taken.worker, taken.incarnation] = Done(*done)
+        job.note_done(taken.worker, taken.incarnation, Done(*done))
     if job.is_live(taken.worker, taken.incarnation):
         job.sequences[taken.worker].completed(taken.seq, taken.fingerprint, outcome)
 

@@ -2,7 +2,8 @@
 
 A worker's gradients of a step are its share. Shares are kept apart until the coordinator has decided that
 they are in the step (``psserver.decisions``); then they are merged into its mean. When the step is over
-the mean is applied once, and those who wait for it are answered.
+the mean is applied once, and those who wait for it are answered. Of deltas (``add``) it is the sum that is
+applied, whatever the weights are: what is added up comes to the same at every staleness.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ class Steps:
         self._now = now
         self._shares: dict[int, dict[int, Share]] = {}  # by step and worker
         self._merged: dict[int, dict[str, Mean]] = {}  # what is in a step, by step and tensor
-        self._decisions: deque[Decide] = deque()
+        self._decisions: deque[tuple[Decide, float]] = deque()  # and the rate at which it was taken
         self._settling = asyncio.Lock()
 
     # --- gradients
@@ -174,7 +175,7 @@ class Steps:
                 await block.check(gradient, self._threads)
             async with share.lock:
                 for block, gradient in arrived.gradients:
-                    await self._add(share, block.name, gradient, request.weight)
+                    await self._add(share, block, gradient, request.weight)
                 share.taken.append(taken)
                 share.done = request.done or share.done
                 share.idle = ends and request.weight == 0
@@ -195,10 +196,12 @@ class Steps:
         kept = self._shares.get(request.step, {}).get(worker)
         return kept if kept is not None and kept.has(request.seq) else Share()  # of no step: applied at once
 
-    async def _add(self, share: Share, name: str, gradient: Any, weight: float) -> None:
-        mean = share.means.get(name)
+    async def _add(self, share: Share, block: Block, gradient: Any, weight: float) -> None:
+        if block.rule.sums:
+            weight = 1.0
+        mean = share.means.get(block.name)
         if mean is None:
-            share.means[name] = mean_of(gradient, weight)
+            share.means[block.name] = mean_of(gradient, weight)
         else:
             await mean.add(gradient, weight, self._threads)
 
@@ -242,23 +245,23 @@ class Steps:
 
     def decide(self, decision: Decide) -> bool:
         """Take a decision; return whether ``settle`` has to be run for it."""
-        open_then = [waiting.step + 1 for waiting in self._decisions if waiting.commit]
+        open_then = [waiting.step + 1 for waiting, _ in self._decisions if waiting.commit]
         if decision.step != max([self.clock, *open_then]):
             return False  # it was about a step under another staleness
         for share in self._of(decision):
             share.included = True  # from now on also if the worker dies
         self._journal.included(self._job, decision)
-        self._decisions.append(decision)
+        self._decisions.append((decision, self._job.clocks.rate))  # the same on all shards
         return not self._settling.locked()
 
     async def settle(self) -> None:
         """Do what was decided, one decision after the other."""
         async with self._settling:
             while self._decisions:
-                decision = self._decisions[0]
+                decision, rate = self._decisions[0]
                 await self._merge_included(decision.step)
                 if decision.commit:
-                    await self._commit(decision.step)
+                    await self._commit(decision.step, rate)
                 self._decisions.popleft()
 
     def _of(self, decision: Decide) -> list[Share]:
@@ -279,11 +282,11 @@ class Steps:
                 else:
                     merged[name] = mean
 
-    async def _commit(self, step: int) -> None:
+    async def _commit(self, step: int, rate: float) -> None:
         """Apply a step's means, all of them or none; open the next step, and answer who waits."""
         error: Exception | None = None
         try:
-            changed = await self._apply(step, self._merged.pop(step, {}))
+            changed = await self._apply(step, self._merged.pop(step, {}), rate)
         except Exception as failure:
             error, changed = failure, []
         shares = self._close(step, applied=error is None)
@@ -302,8 +305,8 @@ class Steps:
         waits = [now - share.since for share in shares if share.call is not None]
         self._job.longest_wait = max([self._job.longest_wait, *waits])
 
-    async def _apply(self, step: int, means: dict[str, Mean]) -> Changes:
-        moment = Moment(step, now=self._now())
+    async def _apply(self, step: int, means: dict[str, Mean], rate: float) -> Changes:
+        moment = Moment(step, now=self._now(), rate=rate)
         async with AsyncExitStack() as locks:
             blocks = [self._job.block(name) for name in sorted(means)]
             for block in blocks:
@@ -315,7 +318,7 @@ class Steps:
         return changed
 
     async def _next_version(self, block: Block, mean: Mean, moment: Moment) -> Any:
-        gradient: Any = await mean.result(self._threads)
+        gradient: Any = await mean.result(self._threads, summed=block.rule.sums)
         return await block.next_version_in_threads(gradient, moment, self._threads)
 
     def _close(self, step: int, *, applied: bool) -> list[Share]:
@@ -354,7 +357,7 @@ class Steps:
     def _note_done(self, share: Share) -> None:
         if share.done is not None:
             last = share.taken[-1]
-            self._job.cursors[last.worker, last.incarnation] = share.done
+            self._job.note_done(last.worker, last.incarnation, share.done)
 
     def _answer(self, share: Share, now: float) -> None:
         assert share.call is not None  # noqa: S101 (checked by the caller)
@@ -430,7 +433,7 @@ class Steps:
         """Apply a share on its own; return what it has changed."""
         async with share.lock:
             means, share.means = share.means, {}
-            changed = await self._apply(step, means)
+            changed = await self._apply(step, means, self._job.clocks.rate)
             self._applied(share)
             self._note_done(share)
             if means:

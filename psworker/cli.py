@@ -43,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         access = access_from(options)
     except (JobError, BadRequest) as error:
         parser.error(str(error))
+    if options.stop_with_stdin and job is not None and job.stream is not None and job.stream.kind == "-":
+        parser.error('--stop-with-stdin: standard input is what [stream] source = "-" reads; take one out')
     speaker.tell = lambda: {"job": job.name if job else None, "worker": options.name}
     host, number = options.server
     settings = WorkerSettings(f"{host}:{number}", job, options.name, options.reconnect_for, access)

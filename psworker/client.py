@@ -29,6 +29,7 @@ from protocol.errors import BadRequest, ConnectionLost, Fenced, LogUnwritable, N
 from protocol.events import Event, about
 from protocol.frames import VERSION
 from protocol.messages import (
+    WORK_KINDS,
     Attach,
     Attached,
     Beat,
@@ -36,6 +37,7 @@ from protocol.messages import (
     Create,
     Created,
     Describe,
+    Diverged,
     Done,
     Finish,
     Heartbeat,
@@ -54,6 +56,7 @@ from protocol.messages import (
     Push,
     PushPull,
     Request,
+    Reset,
     Spec,
     TensorInfo,
     check_weight,
@@ -63,7 +66,7 @@ from protocol.tables import VALUES, Initial, Zeros
 from protocol.tensors import Part, all_finite, dtype_name
 from protocol.tls import TLS, StrPath
 from psworker.link import Link, Recovery
-from psworker.router import as_tensor, plan_pull, plan_push
+from psworker.router import as_tensor, plan_pull, plan_push, plan_reset
 from psworker.rows import Outgoing, RowPlans, SparseGradient
 from psworker.tables import SparseTable, spec_of_table
 
@@ -196,8 +199,10 @@ class Client:
         job: the job's name.
         name: this worker's name; "" for an observer.
         staleness: the job's, as of the last heartbeat.
+        rate: what the servers multiply the job's learning rates by, as of the last heartbeat.
         clock: the step that this worker is in.
         joined: what the coordinator said on joining; None for an observer.
+        plan: the job's work, with its text; None: it was made without.
         report: what the heartbeats say; a training loop keeps it up to date.
         traffic: bytes received and sent so far.
         recovery: connections made anew and requests sent again so far.
@@ -213,8 +218,10 @@ class Client:
         self.job = settings.job or ""
         self.name = settings.name or ""
         self.staleness = math.inf
+        self.rate = 1.0
         self.clock = 0
         self.joined: Joined | None = None
+        self.plan: Plan | None = None
         self.report = Report()
         self.traffic = Traffic()
         self.recovery = Recovery()
@@ -262,7 +269,7 @@ class Client:
         if self._settings.observe:
             attached: Attached
             attached, _ = await self._links[0].send(Attach(self._settings.job))
-            self.job, self.staleness = attached.job, attached.staleness
+            self.job, self.staleness, self.plan = attached.job, attached.staleness, attached.plan
             self._links[0].timeline = max(self._links[0].timeline, attached.timeline)
             await self._open_links(attached.shards, _hello(attached.job))
         else:
@@ -282,10 +289,11 @@ class Client:
         )
         joined: Joined
         joined, _ = await self._links[0].send(join)
-        self.joined = joined
+        self.joined, self.plan = joined, joined.plan
         self._links[0].timeline = max(self._links[0].timeline, joined.timeline)
         self.job, self.name, self.staleness = joined.job, joined.name, joined.staleness
         self.clock, self._epoch, self._idle, self._work = joined.clock, joined.epoch, True, 0
+        self.rate = joined.rate
         self._leased.clear()
         self._marked = 0
         await self._open_links(joined.shards, _hello(joined.job, joined.worker, joined.incarnation))
@@ -391,7 +399,7 @@ class Client:
         elif error is None and self._is(incarnation):
             beat: Beat = answer.result()[0]
             if beat.epoch > self._epoch:
-                self._epoch, self.staleness = beat.epoch, beat.staleness
+                self._epoch, self.staleness, self.rate = beat.epoch, beat.staleness, beat.rate
                 self.clock = max(self.clock, beat.since)
 
     def _is(self, incarnation: int) -> bool:
@@ -671,6 +679,30 @@ class Client:
         """End this worker's step; at staleness 0, wait for the others."""
         await self.push_pull({}, ())
 
+    async def reset(self, values: Mapping[str, npt.ArrayLike | None]) -> None:
+        """Have tensors begin anew, as if they had just been created; asynchronous jobs only.
+
+        What other workers have computed on the former values, and push later, is applied all the same.
+
+        Args:
+            values: new values by the name of a dense tensor, of its dtype and shape; None for a sparse table,
+                which loses all its rows.
+
+        Raises:
+            UnknownTensor, BadTensor, NotFinite: a value is not usable.
+            BadRequest: the job is not asynchronous; or a table is given values, or a dense tensor none.
+            LogUnwritable, Fenced, NotAMember: as for ``push``.
+        """
+        self._check_not_out()
+        infos = await self._infos(values)
+        self._check_not_out()
+        plan = plan_reset(infos, values, self._rows)
+        sent = [
+            _Numbered(shard, partial(_reset, out, tuple(tables)), out.arrays)
+            for shard, (out, tables) in plan.items()
+        ]
+        await self._taken(sent, self._send_all(sent))
+
     # --- work handed out by the coordinator
 
     async def lease(self, *, block: bool) -> Leased:
@@ -681,12 +713,15 @@ class Client:
         self._work += 1
         leased: Leased
         leased, _ = await self._answer(answer)
-        if leased.kind in ("train", "evaluate"):
+        if leased.kind in WORK_KINDS:
             self._leased[leased] = number
         return leased
 
     def done(self, leased: Leased, batches: int) -> Done | None:
-        """Return what a push says with which the first ``batches`` mini-batches of a chunk are done."""
+        """Return what a push says with which the first ``batches`` mini-batches of a chunk are done.
+
+        With that of its statistics the survey of a chunk says 1; in a stream it is the offset to go on from.
+        """
         number = self._leased.get(leased)
         return None if number is None else Done(number, batches)
 
@@ -708,6 +743,38 @@ class Client:
         answer = self._links[0].send(finish)
         self._work += 1
         await self._answer(answer)
+
+    # --- when the job has diverged
+
+    async def diverged(self, loss: float) -> float:
+        """Have the job go back to its last good checkpoint, at a lower rate, and join it again.
+
+        All its workers are fenced. Where another one has said it before, this only joins again. What this
+        worker has leased is given back, and tensors are to be pulled again.
+
+        Args:
+            loss: what was found: not finite, or far above the best.
+
+        Returns:
+            The job's rate now.
+
+        Raises:
+            HasDiverged: there is no checkpoint to go back to, or the job has gone back too often.
+            PSError: the cluster refuses, or is lost.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._reconnect_for
+        while not self._fenced:
+            try:
+                await self._answer(self._links[0].send(Diverged(self.clock, float(loss))))
+            except Fenced:
+                break
+            except NotReady:
+                if loop.time() >= deadline:
+                    raise
+                await asyncio.sleep(_OTHER_TIMELINE_PAUSE)
+        await self.rejoin()
+        return self.rate
 
     # --- pieces of the above
 
@@ -813,6 +880,10 @@ def _hello(job: str | None = None, worker: int | None = None, incarnation: int |
 
 def _push(out: Outgoing, step: int, weight: float, done: Done | None, seq: int) -> Request:
     return Push(tuple(out.parts), step, seq, weight, done, tuple(out.rows))
+
+
+def _reset(out: Outgoing, tables: tuple[str, ...], seq: int) -> Request:
+    return Reset(tuple(out.parts), tables, seq)
 
 
 def _push_pull(

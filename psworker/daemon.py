@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -13,6 +14,7 @@ from protocol.daemon.logs import Speaker
 from protocol.errors import (
     AccessError,
     ClusterError,
+    HasDiverged,
     JobMismatch,
     NotFinite,
     PSError,
@@ -25,15 +27,13 @@ from protocol.events import about
 from protocol.messages import Plan
 from protocol.optimizers import Optimizer
 from psworker.asking import fetch_plan
-from psworker.client import Client, connect
-from psworker.data import Source, open_source
-from psworker.errors import DataError, JobError
-from psworker.job import Job, difference, job_from_json, job_to_json, optimizer_of
+from psworker.client import connect
+from psworker.errors import DataError, JobError, TrainingDiverged
+from psworker.job import Job, difference, job_from_json, optimizer_of
 from psworker.metrics import WorkerMetrics
-from psworker.models import EvaluatedModel, Model, build_model
-from psworker.training import Trainer
+from psworker.parts import Learner, part_of
 
-__all__ = ["WorkerSettings", "check", "exit_code", "work"]
+__all__ = ["WorkerSettings", "exit_code", "work"]
 
 _log = logging.getLogger(__name__)
 
@@ -62,16 +62,8 @@ async def work(settings: WorkerSettings, metrics: WorkerMetrics, speaker: Speake
     job = settings.job or await _job_of_cluster(settings)
     speaker.tell = lambda: {"job": job.name, "worker": settings.name}
     optimizer = optimizer_of(job.optimizer)
-    source, model = await asyncio.to_thread(_load, job)
-    plan = Plan(
-        job_to_json(job),
-        chunks=source.chunks,
-        epochs=job.train.epochs,
-        evaluate_every=_evaluate_every(job, model),
-        seed=job.seed,
-        partition=job.data.partition,
-        parts=job.parts,
-    )
+    part = await part_of(job, settings.server, Credentials(settings.access), settings.reconnect_for)
+    metrics.skipped = part.skipped
     _log.info(
         "joining job %s at %s; workers that it starts with: %d", job.name, settings.server, job.train.workers
     )
@@ -86,12 +78,15 @@ async def work(settings: WorkerSettings, metrics: WorkerMetrics, speaker: Speake
             reconnect_for=settings.reconnect_for,
             token_file=settings.access.token_file,
             tls=settings.access.tls,
-            plan=plan,
+            plan=part.plan,
         ) as client:
             speaker.tell = client.identity
             _log.info("%s works on job %s", client.name, job.name, extra=about("work.begins"))
             metrics.recovery = client.recovery
-            await _train(client, model, source, job, optimizer, metrics)
+            try:
+                await _train(part.learner(client, metrics), optimizer)
+            finally:
+                _tell_skipped(part.skipped())
             if client.report.examples:
                 _log.info("%s is done after %d steps", client.name, client.clock, extra=about("work.done"))
             else:
@@ -103,19 +98,8 @@ async def work(settings: WorkerSettings, metrics: WorkerMetrics, speaker: Speake
                 )
     except JobMismatch as error:
         if error.field in ("plan", "chunks"):
-            raise await _explained(settings, job, plan, error) from error
+            raise await _explained(settings, job, part.plan, error) from error
         raise
-
-
-def check(job: Job) -> None:
-    """Raise what a worker of this job would raise at once, so that nobody starts a cluster to hear it.
-
-    Raises:
-        JobError, DataError: a setting, the model or the file cannot be used.
-    """
-    optimizer_of(job.optimizer)
-    if job.data.source != "digits":  # which cannot be wrong, and takes a second to load
-        _load(job)
 
 
 async def _job_of_cluster(settings: WorkerSettings) -> Job:
@@ -145,36 +129,19 @@ async def _job_of_cluster(settings: WorkerSettings) -> Job:
     return job
 
 
-def _evaluate_every(job: Job, model: Model) -> int:
-    """Return after how many epochs there is something to evaluate, and somebody who can; 0: never."""
-    if not job.eval.every or not job.eval.holdout:
-        return 0
-    if not isinstance(model, EvaluatedModel):
-        _log.warning("%s has no method evaluate: the rows held out are not looked at", job.model.kind)
-        return 0
-    return job.eval.every
+def _tell_skipped(skipped: Mapping[str, int]) -> None:
+    if skipped:
+        of_kinds = ", ".join(f"{rows} of {reason}" for reason, rows in sorted(skipped.items()))
+        _log.warning("left out %d rows: %s", sum(skipped.values()), of_kinds)
 
 
-def _load(job: Job) -> tuple[Source, Model]:
-    source = open_source(job.data, seed=job.seed, holdout=job.eval.holdout, parts=job.parts)
-    return source, build_model(job.model, features=source.features, classes=source.classes, seed=job.seed)
-
-
-async def _train(
-    client: Client,
-    model: Model,
-    source: Source,
-    job: Job,
-    optimizer: Optimizer,
-    metrics: WorkerMetrics,
-) -> None:
+async def _train(learner: Learner, optimizer: Optimizer) -> None:
     """Train; when cancelled, give the mini-batch under way a moment to complete."""
-    trainer = Trainer(client, model, source, batch_size=job.train.batch_size, seed=job.seed, metrics=metrics)
-    training = asyncio.create_task(trainer.run(optimizer))
+    training = asyncio.create_task(learner.run(optimizer))
     try:
         await asyncio.shield(training)
     except asyncio.CancelledError:
-        trainer.stop()
+        learner.stop()
         await asyncio.wait([training], timeout=_GRACE)
         raise
     finally:
@@ -206,7 +173,7 @@ def exit_code(error: Exception) -> ExitCode | None:
             return ExitCode.DATA_UNREADABLE
         case Unreachable():
             return ExitCode.UNREACHABLE
-        case NotFinite():
+        case NotFinite() | HasDiverged() | TrainingDiverged():
             return ExitCode.DIVERGED
         case JobMismatch() | UnknownJob() | SpecMismatch():
             return ExitCode.JOB_MISMATCH

@@ -16,7 +16,7 @@ from protocol.tensors import DTYPES, Part, all_finite, dtype_name
 from psworker.keys import as_keys
 from psworker.rows import Arrival, Outgoing, RowPlans, SparseGradient
 
-__all__ = ["Pulls", "as_tensor", "plan_pull", "plan_push"]
+__all__ = ["Pulls", "as_tensor", "plan_pull", "plan_push", "plan_reset"]
 
 Array = npt.NDArray[Any]
 
@@ -105,6 +105,33 @@ def plan_push(
                 raise NotFinite(
                     "NaN or infinity in the gradient; nothing was sent", field="tensors", value=name
                 )
+    return plan
+
+
+def plan_reset(
+    infos: Sequence[TensorInfo], values: Mapping[str, npt.ArrayLike | None], plans: RowPlans
+) -> dict[int, tuple[Outgoing, list[str]]]:
+    """Return what each shard is sent of new ``values``, and which tables lose their rows there.
+
+    Raises:
+        BadTensor, NotFinite: as ``plan_push``.
+        BadRequest: a table is given values, or a dense tensor none.
+    """
+    dense: dict[str, npt.ArrayLike | SparseGradient] = {}
+    plan: dict[int, tuple[Outgoing, list[str]]] = {}
+    for info in infos:
+        value = values[info.name]
+        if (value is None) != (info.spec.table is not None):
+            wanted = "it is dense: give its values" if value is None else "it is a table: give None"
+            raise BadRequest(wanted, field="values", value=info.name)
+        if value is not None:
+            dense[info.name] = value
+            continue
+        for block in info.blocks:
+            plan.setdefault(block.shard, (Outgoing(), []))[1].append(info.name)
+    checked = [info for info in infos if info.name in dense]
+    for shard, out in plan_push(checked, dense, plans, also_elsewhere=bool(plan)).items():
+        plan[shard] = (out, plan[shard][1] if shard in plan else [])
     return plan
 
 

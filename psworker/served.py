@@ -99,6 +99,16 @@ class ServedModel:
         wanted = self._wanted(next_keys)
         return self._shaped(await self.client.push_pull(pushed, wanted, weight=weight, done=done))
 
+    async def reset(self) -> None:
+        """Have the servers begin anew: initial values, empty tables, and nothing that optimizers remember.
+
+        Raises:
+            PSError: as ``Client.reset``.
+        """
+        await self.client.reset(
+            {name: None if name in self._tables else value for name, value in self._start.items()}
+        )
+
     def _wanted(self, keys: Keys | None) -> dict[str, Keys | None]:
         return {name: keys if name in self._tables else None for name in self._start}
 

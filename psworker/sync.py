@@ -7,67 +7,27 @@ with connect("127.0.0.1:7070", job="demo") as ps:
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy.typing as npt
 
-from protocol.errors import ConnectionLost
 from protocol.messages import Joined, TensorInfo
 from protocol.optimizers import Optimizer
 from protocol.tables import Initial
 from protocol.tls import TLS, StrPath
 from psworker import client, tables
 from psworker.client import Gradients, Wanted
+from psworker.loop_thread import LoopThread
 
-__all__ = ["SyncClient", "SyncSparseTable", "connect"]
+if TYPE_CHECKING:
+    from psworker.data import Batch
+    from psworker.job import Job
+
+__all__ = ["SyncClient", "SyncPredictor", "SyncSparseTable", "connect"]
 
 Array = npt.NDArray[Any]
-T = TypeVar("T")
-
-
-class _Loop:
-    """An event loop in a daemon thread."""
-
-    def __init__(self) -> None:
-        try:
-            import uvloop  # noqa: PLC0415 (absent on some platforms)
-        except ImportError:
-            self.loop = asyncio.new_event_loop()
-        else:
-            self.loop = uvloop.new_event_loop()
-        self._thread = threading.Thread(target=self.loop.run_forever, name="asyncps", daemon=True)
-        self._thread.start()
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run ``work`` and return its result; an interrupt in the caller's thread cancels it.
-
-        Raises:
-            ConnectionLost: the with-block has ended.
-        """
-        if self.loop.is_closed():
-            work.close()
-            raise ConnectionLost("the connection was closed at this end")
-        future = asyncio.run_coroutine_threadsafe(work, self.loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
-
-    def close(self) -> None:
-        """End the thread when all that was interrupted has cleaned up."""
-        asyncio.run_coroutine_threadsafe(_others_end(), self.loop).result()
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join()
-        self.loop.close()
-
-
-async def _others_end() -> None:
-    await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}), return_exceptions=True)
 
 
 @contextmanager
@@ -86,7 +46,7 @@ def connect(
     tls: TLS | None = None,
 ) -> Iterator[SyncClient]:
     """Join a job of a cluster; arguments and errors are those of ``psworker.client.connect``."""
-    loop = _Loop()
+    loop = LoopThread()
     try:
         context = client.connect(
             address,
@@ -113,7 +73,7 @@ def connect(
 class SyncClient:
     """``psworker.client.Client`` without ``await``; see there."""
 
-    def __init__(self, made: client.Client, loop: _Loop) -> None:
+    def __init__(self, made: client.Client, loop: LoopThread) -> None:
         self._client = made
         self._loop = loop
 
@@ -198,6 +158,10 @@ class SyncClient:
         """Push, end this worker's step, and return the new values."""
         return self._loop.run(self._client.push_pull(gradients, names, weight=weight))
 
+    def reset(self, values: Mapping[str, npt.ArrayLike | None]) -> None:
+        """Have tensors begin anew, as if they had just been created; asynchronous jobs only."""
+        self._loop.run(self._client.reset(values))
+
     def step(self) -> None:
         """End this worker's step; at staleness 0, wait for the others."""
         self._loop.run(self._client.step())
@@ -210,7 +174,7 @@ class SyncSparseTable:
         name: the table's.
     """
 
-    def __init__(self, table: tables.SparseTable, loop: _Loop) -> None:
+    def __init__(self, table: tables.SparseTable, loop: LoopThread) -> None:
         self.name = table.name
         self._table = table
         self._loop = loop
@@ -233,3 +197,31 @@ class SyncSparseTable:
     ) -> Array:
         """Push, end this worker's step, and return the rows of ``next_keys``, or of ``keys``, after it."""
         return self._loop.run(self._table.push_pull(keys, grads, next_keys, weight=weight))
+
+
+class SyncPredictor:
+    """``psworker.predict.Predictor`` without ``await``; see there.
+
+    Args:
+        client: of the job.
+        job: as its file says; None: as the cluster says.
+        max_age: seconds that parameters are used.
+    """
+
+    def __init__(self, client: SyncClient, job: Job | None = None, *, max_age: float = 1.0) -> None:
+        from psworker.predict import Predictor  # noqa: PLC0415 (models and data take their time to import)
+
+        self._loop = client._loop
+        self._predictor = self._loop.run(Predictor.of(client._client, job, max_age=max_age))
+
+    def predict(self, rows: npt.ArrayLike | Batch) -> Array:
+        """Return (n,) class indices, int64, or numbers, float32, of (n, features) rows."""
+        return self._loop.run(self._predictor.predict(rows))
+
+    def probabilities(self, rows: npt.ArrayLike | Batch) -> Array:
+        """Return (n, classes) probabilities."""
+        return self._loop.run(self._predictor.probabilities(rows))
+
+    def refresh(self) -> None:
+        """Have the next call pull the parameters, whatever their age."""
+        self._predictor.refresh()

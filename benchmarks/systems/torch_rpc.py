@@ -5,7 +5,7 @@ import warnings
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.child_processes import child_process, exit_with_parent
 from benchmarks.systems.closed_loop import time_tensor
@@ -84,13 +84,14 @@ def _serve(meeting: str) -> None:
 
 
 def _join(meeting: str, name: str, rank: int) -> None:
-    from torch.distributed.rpc import TensorPipeRpcBackendOptions, init_rpc
+    from torch.distributed import rpc
 
-    options = TensorPipeRpcBackendOptions(init_method=meeting, rpc_timeout=60)
+    join: Any = rpc.init_rpc  # which has no types
+    options = rpc.TensorPipeRpcBackendOptions(init_method=meeting, rpc_timeout=60)
     with warnings.catch_warnings():
         # torch warns of its own use of something that it has deprecated.
         warnings.simplefilter("ignore", UserWarning)
-        init_rpc(name, rank=rank, world_size=2, rpc_backend_options=options)
+        join(name, rank=rank, world_size=2, rpc_backend_options=options)
 
 
 def _leave() -> None:

@@ -71,13 +71,15 @@ def hyper_of(optimizer: Optimizer, moment: Moment) -> Hyper:
     (Zhang, Gupta, Lian and Liu, "Staleness-aware async-SGD for distributed deep learning", IJCAI 2016).
     """
     now = rate(optimizer, moment.step)
-    if isinstance(optimizer, Descent) and optimizer.scale_by_staleness:
-        now /= max(1.0, moment.staleness)
+    if isinstance(optimizer, Descent):
+        now *= moment.rate
+        if optimizer.scale_by_staleness:
+            now /= max(1.0, moment.staleness)
     return rule_of(optimizer).hyper(optimizer, now)
 
 
 def is_steady(optimizer: Optimizer) -> bool:
-    """Return whether ``hyper_of`` gives the same numbers at every moment."""
+    """Return whether ``hyper_of`` gives the same numbers at every moment with the same rate."""
     if not isinstance(optimizer, Descent):
         return True
     return optimizer.schedule is None and not optimizer.warmup and not optimizer.scale_by_staleness

@@ -31,11 +31,13 @@ class Moment(NamedTuple):
         step: the step that its gradient is of.
         staleness: how many updates its worker had not read.
         now: seconds, for what expires.
+        rate: what the job's learning rates are multiplied by.
     """
 
     step: int = 0
     staleness: float = 0.0
     now: float = 0.0
+    rate: float = 1.0
 
 
 class Penalty(NamedTuple):
@@ -76,6 +78,11 @@ class Rule:
     at: Callable[[Number, Hyper], Hyper]
     step: Callable[[Number, Number, Number, Number, Hyper], tuple[Number, Number, Number]]
     hyper: Callable[[Any, float], Hyper]
+
+    @property
+    def sums(self) -> bool:
+        """Whether it takes deltas, of which a synchronous step adds up what the workers push."""
+        return self.number == 0
 
 
 def hyper(*numbers: float) -> Hyper:

@@ -35,13 +35,8 @@ _SPEC_TO_PLAIN = array_encoder(Spec)
 _SPEC_FROM_PLAIN = array_decoder(Spec)
 
 
-def check_spec(spec: Spec, *, averaged: bool) -> None:
-    """Raise ``BadRequest`` if no tensor can be made of ``spec``.
-
-    Args:
-        spec: what a client asks for.
-        averaged: the job is synchronous, so that gradients are averaged.
-    """
+def check_spec(spec: Spec) -> None:
+    """Raise ``BadRequest`` if no tensor can be made of ``spec``."""
     optimizer = optimizer_from_spec(spec.optimizer)
     if DTYPES[spec.dtype].kind == "f":
         if DTYPES[spec.dtype].itemsize == 2 and rule_of(optimizer).slots:
@@ -50,10 +45,6 @@ def check_spec(spec: Spec, *, averaged: bool) -> None:
         return
     if not isinstance(optimizer, Add):
         raise BadRequest(f"{optimizer.name} needs a float dtype", field="dtype", value=spec.dtype)
-    if averaged:
-        raise BadRequest(
-            "a synchronous job averages updates, which integers cannot hold", field="dtype", value=spec.dtype
-        )
 
 
 def plain_spec(spec: Spec) -> list[Any]:
@@ -137,7 +128,7 @@ class DenseBlock:
         self._optimizer = optimizer_from_spec(spec.optimizer)
         self.rule = rule_of(self._optimizer)
         self._penalty = penalty_of(self._optimizer)
-        self.slots = tuple(slots) or self._first_slots()
+        self.slots = tuple(slots) or self._first_slots(values)
         self._steady = self._steady_update()
         self.effort = 1 + 2 * len(self.slots) + self.rule.needs_backup
         self._memory = BufferPool(values.nbytes * len(self.slots))
@@ -159,7 +150,7 @@ class DenseBlock:
             NotFinite: the gradient is not finite, or its result would not be. Nothing has changed but the
                 gradient.
         """
-        update = self._steady
+        update = self._steady if moment.rate == 1.0 else None
         if update is None:
             update = self._update(moment, self._sum_of_squares(gradient))
         slots, more = self._operands(backup)
@@ -173,7 +164,7 @@ class DenseBlock:
         """Return the same as ``next_version``; the event loop goes on meanwhile. Needs the lock."""
         if gradient.nbytes * self.effort <= INLINE:
             return self.next_version(gradient, moment, backup)
-        update = self._steady
+        update = self._steady if moment.rate == 1.0 else None
         if update is None:
             update = self._update(moment, await self._sum_of_squares_in_threads(gradient, threads))
         slots, more = self._operands(backup)
@@ -186,15 +177,24 @@ class DenseBlock:
         self.values, self.slots = version
         self.version += 1
 
-    def _first_slots(self) -> tuple[Array, ...]:
+    def first_version(self, values: Array) -> Version:
+        """Return what a block of these values begins with; in any thread."""
+        return Version(values, self._first_slots(values))
+
+    def begin_anew(self, version: Version) -> None:
+        """Make a first ``version`` the current one: no update has been applied to it. Needs the lock."""
+        self.values, self.slots = version
+        self.version = 0
+
+    def _first_slots(self, values: Array) -> tuple[Array, ...]:
         rule = self.rule
         if rule.start is zeros:  # of memory that takes no time before it is written to
-            return tuple(np.zeros(self.values.size, self.values.dtype) for _ in rule.slots)
+            return tuple(np.zeros(values.size, values.dtype) for _ in rule.slots)
         h = hyper_of(self._optimizer, Moment())
-        return rule.start(self.values, h)[: len(rule.slots)]
+        return rule.start(values, h)[: len(rule.slots)]
 
     def _steady_update(self) -> Update | None:
-        """Return what is the same for all updates, if it is."""
+        """Return what is the same for all updates at the usual rate, if it is."""
         if self.rule.counts or self._limits_norm or not is_steady(self._optimizer):
             return None
         return self._update(Moment(), 0.0)
@@ -301,11 +301,11 @@ class StepMean:
         self._sum, self._frozen = out, False
         self._relative += ratio * count
 
-    async def result(self, threads: Executor) -> Array:
-        """Return the mean, in memory that is the caller's."""
-        factor = 1.0 / self._relative
-        if factor == 1.0 and not self._frozen:
-            return self._sum
+    async def result(self, threads: Executor, *, summed: bool = False) -> Array:
+        """Return the mean, in memory that is the caller's; or, where all weights were 1, the sum."""
+        factor = 1.0 if summed else 1.0 / self._relative
+        if factor == 1.0:
+            return self._sum.copy() if self._frozen else self._sum
         out = np.empty_like(self._sum) if self._frozen else self._sum
         if self._sum.nbytes <= INLINE:
             scale(self._sum, out, factor)

@@ -55,11 +55,11 @@ class RowsMean:
             self._pieces.append(RowsGradient(piece.keys, values))
         self._relative += ratio * other._relative
 
-    async def result(self, _: Executor) -> RowsGradient:
-        """Return the mean, in memory that is the caller's."""
+    async def result(self, _: Executor, *, summed: bool = False) -> RowsGradient:
+        """Return the mean, in memory that is the caller's; or, where all weights were 1, the sum."""
         frozen = self._frozen and len(self._pieces) == 1
         total, _unit, relative = self.peek()
-        factor = 1.0 / relative
+        factor = 1.0 if summed else 1.0 / relative
         if factor == 1.0 and not frozen:
             return total
         out = np.empty_like(total.values) if frozen else total.values

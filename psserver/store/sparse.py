@@ -25,7 +25,7 @@ from protocol.buffers import BufferPool
 from protocol.errors import BadRequest, NotFinite
 from protocol.messages import Spec
 from protocol.optimizers import optimizer_from_spec
-from protocol.tables import HASH_SLOTS, Keys, hash_slots
+from protocol.tables import HASH_SLOTS, Keys, Table, hash_slots
 from protocol.tensors import DTYPES, all_finite
 from psserver.optimizers import Hyper, Moment, Penalty, hyper_of, penalty_of, rule_of
 from psserver.store.admission import Admission
@@ -171,18 +171,21 @@ class SparseBlock:
         self.width = self.dim * (1 + len(self.rule.slots)) + self.rule.counts
         self._dtype = DTYPES[spec.dtype]
         self.kernels: Kernels = kernels or NumpyKernels(self.rule)
-        self._index = Index()
-        self._records = Records(self.width, self._dtype)
         self._guard = threading.Lock()
         self._memory = BufferPool(_RETAINED)
+        self._begin_empty(spec.table)
+
+    def _begin_empty(self, table: Table) -> None:
+        self._index = Index()
+        self._records = Records(self.width, self._dtype)
         self._snapshots: list[TableSnapshot] = []
         self._admission: Admission | None = None
-        if spec.table.admit_after > 1:
-            self._admission = Admission(spec.table.admit_after)
+        if table.admit_after > 1:
+            self._admission = Admission(table.admit_after)
         self._expiry: Expiry | None = None
-        if spec.table.expire_after or spec.table.capacity:
-            share = spec.table.capacity * (stop - start) / HASH_SLOTS
-            self._expiry = Expiry(self._records, spec.table.expire_after, math.ceil(share))
+        if table.expire_after or table.capacity:
+            share = table.capacity * (self.stop - self.start) / HASH_SLOTS
+            self._expiry = Expiry(self._records, table.expire_after, math.ceil(share))
 
     @property
     def rows(self) -> int:
@@ -391,6 +394,20 @@ class SparseBlock:
         self._remove(keys, rows)
         self.expired += keys.size
         return keys
+
+    def clear(self) -> Keys:
+        """Drop all rows, and return their keys. Needs the lock; in any thread.
+
+        Snapshots keep what they are of. Which keys were seen how often is forgotten, too.
+        """
+        assert self.spec.table is not None  # noqa: S101 - checked when it was made
+        with self._guard:
+            records = self._records
+            used = np.ones(records.used, np.bool_)
+            for free in records.free:
+                used[free] = False
+            self._begin_empty(self.spec.table)
+        return records.keys[: used.size][used]
 
     def snapshot(self) -> TableSnapshot:
         """Return the table as it is now, to be read while it goes on being updated.

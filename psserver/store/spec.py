@@ -8,14 +8,9 @@ from psserver.store import dense, sparse
 __all__ = ["check_spec"]
 
 
-def check_spec(spec: Spec, *, averaged: bool) -> None:
-    """Raise ``BadRequest`` if nothing can be made of ``spec``.
-
-    Args:
-        spec: what a client asks for.
-        averaged: the job is synchronous, so that gradients are averaged.
-    """
+def check_spec(spec: Spec) -> None:
+    """Raise ``BadRequest`` if nothing can be made of ``spec``."""
     if spec.table is not None:
         sparse.check_table(spec)
     else:
-        dense.check_spec(spec, averaged=averaged)
+        dense.check_spec(spec)

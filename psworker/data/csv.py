@@ -1,77 +1,92 @@
-"""Examples from a CSV file: a header line, then one row per line, read chunk by chunk.
+"""Examples from CSV files: a header line, then one row per line, read chunk by chunk.
 
 The separator is a comma, or a semicolon or tab if the header has more of these. Fields may be quoted
 with double quotes, but have no line ends in them. Blank lines are passed over.
 """
 
+from __future__ import annotations
+
 import csv
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from psworker.data.batch import Batch
-from psworker.data.lines import LineChunks, line_number, open_lines
+from psworker.data.columns import Columns, columns_of, same_columns
+from psworker.data.features import buckets_of, design_of, most_rows
+from psworker.data.files import File
+from psworker.data.lines import LineChunks, is_text, line_number, open_lines
 from psworker.data.numbers import number_fault
 from psworker.data.partition import part_of
-from psworker.data.split import Split, rows_of
+from psworker.data.rows import (
+    UNKNOWN,
+    Coded,
+    Fault,
+    Kind,
+    Position,
+    Rows,
+    Wanted,
+    as_target,
+    class_target,
+    coded,
+)
+from psworker.data.split import Holdout
+from psworker.data.survey import survey_of
+from psworker.data.tables import joined
+from psworker.data.tabular import TabularSource, open_table
 from psworker.errors import DataError
 from psworker.job import DataSettings, nearest
 
-_UNKNOWN_CLASS = -1.0
-
 
 @dataclass(frozen=True, slots=True)
-class CsvSource:
-    """Chunks of a CSV file; `used` are the columns of the features, then that of the label.
+class CsvTable:
+    """Chunks of a CSV file.
 
-    `hashed` is the column that cuts the rows into `parts`; None: they are not cut.
+    `numeric`, `categorical`, `text` and `target` are places in the header. `hashed` is the column that
+    cuts the rows into `parts`; None: they are not cut.
     """
 
     lines: LineChunks
     separator: str
     header: tuple[str, ...]
-    used: tuple[int, ...]
+    numeric: tuple[int, ...]
+    categorical: tuple[int, ...]
+    text: tuple[int, ...]
+    target: int
     class_names: tuple[str, ...]
-    seed: int
-    holdout: float
+    missing: frozenset[str]
     hashed: int | None
     parts: int
 
     @property
-    def features(self) -> int:
-        """See `Source.features`."""
-        return len(self.used) - 1
-
-    @property
-    def classes(self) -> int | None:
-        """See `Source.classes`: known where [data] classes lists them."""
-        return len(self.class_names) or None
-
-    @property
     def chunks(self) -> int:
-        """See `Source.chunks`."""
+        """See `Table.chunks`."""
         return self.lines.chunks
 
-    def read(self, chunk: int, split: Split, part: int | None = None) -> Batch:
-        """See `Source.read`. Only the rows asked for are parsed; errors in others are not seen."""
-        offset, lines = self.lines.read(chunk)
+    def position(self, chunk: int, index: int) -> Position:
+        """See `Table.position`; `index` is that of a line of the chunk."""
+        offset, _ = self.lines.read(chunk, "surrogateescape")
+        return Position(self.lines.path, line_number(self.lines.file, offset) + index)
+
+    def read(self, chunk: int, wanted: Wanted, part: int | None) -> tuple[Rows, list[Fault]]:
+        """See `Table.read`. Only the rows asked for are parsed; errors in others are not seen."""
+        _, lines = self.lines.read(chunk, "surrogateescape")
         rows = [number for number, line in enumerate(lines) if line.strip(" ")]
-        mine = rows_of(split, len(rows), seed=self.seed, chunk=chunk, holdout=self.holdout)
-        numbers = [rows[row] for row in mine]
+        numbers = [rows[row] for row in wanted(len(rows))]
         if part is not None:
             if self.hashed is None or not 0 <= part < self.parts:
                 raise IndexError(f"part {part} of a chunk of {self.lines.path}, which has {self.parts}")
             numbers = [number for number in numbers if self._is_of(part, self.hashed, lines[number])]
-        texts = [lines[number] for number in numbers]
+        return self.parsed(numbers, [lines[number] for number in numbers])
+
+    def parsed(self, numbers: Sequence[int], texts: Sequence[str]) -> tuple[Rows, list[Fault]]:
+        """The lines `texts` as rows of these `numbers`, and what is wrong with those that are none."""
         try:
-            table = self._parse(texts)
-        except ValueError as error:
-            raise self._explain(offset, numbers, texts) from error
-        x = np.ascontiguousarray(table[:, :-1])
-        y = table[:, -1]
-        return Batch(x, y.astype(np.int64) if self.class_names else y.copy())
+            return self._parse(numbers, texts), []
+        except ValueError:
+            return self._parse_carefully(numbers, texts)
 
     def _is_of(self, part: int, column: int, text: str) -> bool:
         """Whether a row is of `part`. What cannot be told is of every part, to be refused there."""
@@ -80,6 +95,8 @@ class CsvSource:
 
     def _value(self, column: int, text: str) -> str | None:
         """What a row has in `column`; None if it cannot be cut into as many columns as the header has."""
+        if not is_text(text):
+            return None
         if '"' not in text:
             whole = text.count(self.separator) == len(self.header) - 1
             return text.split(self.separator, column + 1)[column].strip() if whole else None
@@ -89,10 +106,12 @@ class CsvSource:
             return None
         return fields[column].strip() if len(fields) == len(self.header) else None
 
-    def _parse(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """The used columns as (rows, used) float32; ValueError, of whatever text, if there is an error."""
-        if not texts:
-            return np.empty((0, len(self.used)), np.float32)
+    # --- all rows at once
+
+    def _parse(self, numbers: Sequence[int], texts: Sequence[str]) -> Rows:
+        """Rows all of which have all their numbers; ValueError, of whatever text, if there are others."""
+        if not all(map(is_text, texts)):
+            raise ValueError("not UTF-8")
         # Counting separators will do, except where quotes may hide some; a quote left open, which
         # would swallow the line end, is a ValueError here.
         separators = len(self.header) - 1
@@ -102,95 +121,189 @@ class CsvSource:
             for text in texts
         ):
             raise ValueError("ragged")
-        indices = {name: float(index) for index, name in enumerate(self.class_names)}
-        label = self.used[-1]
+        if not self._needs_texts:
+            table = self._numbers(texts, (*self.numeric, self.target))
+            return Rows(_index(numbers), table[:, :-1], table[:, -1].copy())
+        cells = [self._split(text) for text in texts]
+        target: npt.NDArray[np.int64] | npt.NDArray[np.float32]
+        if self.class_names:
+            target = class_target(_column(cells, self.target), self.class_names)
+            if (target == UNKNOWN).any():
+                raise ValueError("an unknown class")
+            table = self._numbers(texts, self.numeric)
+        else:
+            table = self._numbers(texts, (*self.numeric, self.target))
+            target, table = table[:, -1].copy(), table[:, :-1]
+        return Rows(_index(numbers), table, target, *self._texts(cells))
+
+    @property
+    def _needs_texts(self) -> bool:
+        return bool(self.class_names or self.categorical or self.text)
+
+    def _numbers(self, texts: Sequence[str], columns: Sequence[int]) -> npt.NDArray[np.float32]:
+        if not texts or not columns:
+            return np.empty((len(texts), len(columns)), np.float32)
         table = np.loadtxt(
             texts,
             np.float32,
             comments=None,
             delimiter=self.separator,
-            converters={label: lambda text: indices.get(text.strip(), _UNKNOWN_CLASS)} if indices else None,
-            usecols=self.used,
+            usecols=columns,
             ndmin=2,
             encoding=None,
             quotechar='"',
         )
-        if not np.isfinite(table).all() or (indices and (table[:, -1] == _UNKNOWN_CLASS).any()):
-            raise ValueError("not finite, or an unknown class")
+        if not np.isfinite(table).all():
+            raise ValueError("not finite")
         return table
 
-    def _explain(self, offset: int, numbers: Sequence[int], texts: Sequence[str]) -> DataError:
-        """The slow way to the first line that `_parse` refuses, and what is wrong with it."""
-        for number, text in zip(numbers, texts, strict=True):
-            try:
-                self._parse([text])
-            except ValueError as error:
-                line = line_number(self.lines.path, offset) + number
-                return DataError(self.lines.path, line, self._fault(text) or str(error))
-        raise AssertionError("each line can be parsed, but not all of them together")
-
-    def _fault(self, text: str) -> str | None:
-        try:
-            fields = _fields(text, self.separator)
-        except ValueError as error:
-            return str(error)
-        if len(fields) != len(self.header):
-            return (
-                f"the row has {len(fields)} values, the header {len(self.header)}; give each column one value"
-            )
-        for column in self.used:
-            fault = self._cell_fault(column, fields[column].strip())
-            if fault:
-                return fault
-        return None
-
-    def _cell_fault(self, column: int, text: str) -> str | None:
-        name = self.header[column]
-        if not text:
-            return f'no value in column "{name}"; fill it in or remove the row'
-        if column == self.used[-1] and self.class_names:
-            if text in self.class_names:
-                return None
-            known = nearest(text, self.class_names)
-            return f'"{text[:80]}" in column "{name}" is not in [data] classes{known}'
-        remedy = (
-            "list the labels in [data] classes, or correct the row"
-            if column == self.used[-1]
-            else "list the numeric columns in [data] columns, or correct the row"
+    def _texts(self, cells: Sequence[Sequence[str]]) -> tuple[tuple[Coded, ...], tuple[Coded, ...]]:
+        return (
+            tuple(_column(cells, place) for place in self.categorical),
+            tuple(_column(cells, place) for place in self.text),
         )
-        fault = number_fault(text)
-        return fault and f'"{text[:80]}" in column "{name}" {fault}; {remedy}'
+
+    def _split(self, text: str) -> list[str]:
+        return _fields(text, self.separator) if '"' in text or "\r" in text else text.split(self.separator)
+
+    # --- row by row
+
+    def _parse_carefully(self, numbers: Sequence[int], texts: Sequence[str]) -> tuple[Rows, list[Fault]]:
+        """The rows that can be read, and what is wrong with the others."""
+        good: list[int] = []
+        cells: list[list[str]] = []
+        values: list[list[float]] = []
+        faults: list[Fault] = []
+        for number, text in zip(numbers, texts, strict=True):
+            found = self._row(number, text)
+            if isinstance(found, Fault):
+                faults.append(found)
+            else:
+                good.append(number)
+                cells.append(found[0])
+                values.append(found[1])
+        table = np.array(values, np.float32).reshape(len(good), len(self.numeric) + 1)
+        target = as_target(table[:, -1], self.class_names)
+        return Rows(_index(good), table[:, :-1], target, *self._texts(cells)), faults
+
+    def _row(self, number: int, text: str) -> tuple[list[str], list[float]] | Fault:
+        """The fields of a row, and its numbers, the target last; or what is wrong with it."""
+        if not is_text(text):
+            return Fault(number, "encoding", "not UTF-8; convert the file to UTF-8")
+        try:
+            fields = self._split(text)
+        except ValueError as error:
+            return Fault(number, "fields", str(error))
+        if len(fields) != len(self.header):
+            has = f"the row has {len(fields)} values, the header {len(self.header)}"
+            return Fault(number, "fields", f"{has}; give each column one value")
+        values = []
+        for place in self.numeric:
+            value = self._number(fields[place])
+            if value is None:
+                fault = number_fault(fields[place].strip())
+                remedy = "correct the row, or [data] columns, categorical and text: columns are numbers"
+                return self._fault(number, "number", place, f"{fault}; {remedy}", fields)
+            values.append(value)
+        label = fields[self.target].strip()
+        value = self._label(label)
+        if value is None and label in self.missing:
+            name = self.header[self.target]
+            return Fault(number, "target", "no value; fill it in or remove the row", name)
+        if value is None:
+            return self._fault(number, "target", self.target, self._label_fault(label), fields)
+        return fields, [*values, value]
+
+    def _number(self, cell: str) -> float | None:
+        """A finite float32, NaN for a missing value, None for what is neither."""
+        try:
+            value = float(cell)
+            if abs(value) <= _LARGEST and "_" not in cell and cell.isascii():
+                return value
+        except ValueError:
+            pass
+        return math.nan if cell.strip() in self.missing else None
+
+    def _label(self, label: str) -> float | None:
+        if self.class_names:
+            return self.class_names.index(label) if label in self.class_names else None
+        value = self._number(label)
+        return None if value is None or math.isnan(value) else value
+
+    def _label_fault(self, label: str) -> str:
+        if self.class_names:
+            return f"is not in [data] classes{nearest(label, self.class_names)}"
+        return f"{number_fault(label)}; list the labels in [data] classes, or correct the row"
+
+    def _fault(self, number: int, kind: Kind, place: int, reason: str, fields: Sequence[str]) -> Fault:
+        cell = fields[place].strip()
+        shown = f'"{cell[:80]}" {reason}' if cell else reason
+        return Fault(number, kind, shown, self.header[place])
 
 
-def open_csv(data: DataSettings, *, seed: int, holdout: float, parts: int) -> CsvSource:
-    """Read the header and find the columns. Raises DataError if that is not possible."""
-    path = data.source
-    first, lines = open_lines(path, data.chunk_rows, header=True)
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+def open_csv(
+    data: DataSettings, files: Sequence[File], *, seed: int, holdout: Holdout, parts: int
+) -> TabularSource:
+    """Read the headers and find the columns.
+
+    Raises DataError if that is not possible, or the headers differ.
+    """
+    opened = [_open(data, file, parts) for file in files]
+    (first, columns), path = opened[0], files[0].path
+    for other, _ in opened[1:]:
+        same_columns(other.header, other.lines.path, 1, first.header, path)
+    design = design_of(columns, data)
+    survey = survey_of(data, path, columns.numeric, len(columns.numeric))
+    table = joined([table for table, _ in opened])
+    return open_table(table, design, survey, data, seed=seed, holdout=holdout, columns=columns.used[:-1])
+
+
+def _open(data: DataSettings, file: File, parts: int) -> tuple[CsvTable, Columns]:
+    rows = min(data.chunk_rows, most_rows(buckets_of(data)))
+    first, lines = open_lines(file, rows, header=True)
+    return table_under(data, first, lines, 1, parts)
+
+
+def table_under(
+    data: DataSettings, first: str, lines: LineChunks, line: int | None, parts: int = 1
+) -> tuple[CsvTable, Columns]:
+    """The rows of `lines` under the header `first`, which is their line `line`. Raises as `open_csv` does."""
+    path = lines.path
     separator = max(",;\t", key=first.count)  # the first of equals: a comma
     try:
         header = tuple(name.strip() for name in _fields(first, separator))
     except ValueError as error:
-        raise DataError(path, 1, str(error)) from error
-    # The column that cuts the data may be text, and is a feature only where it is said to be one.
-    features = data.columns or tuple(name for name in header if name not in (data.target, data.hash_column))
-    named = [("target", data.target), *(("columns", name) for name in features)]
-    if data.hash_column is not None:
-        named.append(("partition", data.hash_column))
-    for key, name in named:
-        if name not in header:
-            reason = f'no column "{name}", which [data] {key} names{nearest(name, header)}'
-            raise DataError(path, 1, reason)
-        if header.count(name) > 1:
-            raise DataError(path, 1, f'two columns are named "{name}"; rename one')
-    if "" in features:
-        reason = "a column has no name (a saved index?); name it, or list [data] columns"
-        raise DataError(path, 1, reason)
-    if not features:
-        other = " and that of [data] partition" if data.hash_column else ""
-        raise DataError(path, 1, f"no column but the target{other}; add a column for each feature")
-    used = tuple(header.index(name) for name in (*features, data.target))
-    hashed = None if data.hash_column is None else header.index(data.hash_column)
-    return CsvSource(lines, separator, header, used, data.classes, seed, holdout, hashed, parts)
+        raise DataError(path, line, str(error)) from error
+    columns = columns_of(data, header, path, line)
+
+    def places(names: Sequence[str]) -> tuple[int, ...]:
+        return tuple(map(header.index, names))
+
+    table = CsvTable(
+        lines,
+        separator,
+        header,
+        places(columns.numeric),
+        places(columns.categorical),
+        places(columns.text),
+        header.index(columns.target),
+        data.classes,
+        frozenset(data.missing_values),
+        None if data.hash_column is None else header.index(data.hash_column),
+        parts,
+    )
+    return table, columns
+
+
+def _index(numbers: Sequence[int]) -> npt.NDArray[np.int64]:
+    return np.array(numbers, np.int64)
+
+
+def _column(cells: Sequence[Sequence[str]], place: int) -> Coded:
+    return coded([row[place].strip() for row in cells])
 
 
 def _fields(text: str, separator: str) -> list[str]:

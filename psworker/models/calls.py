@@ -12,9 +12,9 @@ import numpy.typing as npt
 from protocol.errors import shorten
 from psworker.data.batch import Batch
 from psworker.errors import DataError, ModelError
-from psworker.models.model import EvaluatedModel, Model
+from psworker.models.model import EvaluatedModel, Model, PredictingModel, PreparedModel, ProbableModel
 
-__all__ = ["gradients_of", "measures_of"]
+__all__ = ["gradients_of", "measures_of", "predictions_of", "prepared_of", "probabilities_of"]
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -61,6 +61,51 @@ def measures_of(model: EvaluatedModel, parameters: Arrays, batch: Batch) -> dict
     if not isinstance(returned, Mapping) or not all(_is_number(value) for value in returned.values()):
         raise ModelError(f"{name} returned {shorten(repr(returned))}; it returns numbers by name")
     return {str(key): float(value) for key, value in returned.items()}
+
+
+def predictions_of(model: PredictingModel, parameters: Arrays, batch: Batch) -> npt.NDArray[Any]:
+    """Return (n,) predictions: class indices or numbers.
+
+    Raises:
+        ModelError: it raised, or returned something else.
+    """
+    name = _name(model, "predict")
+    with _blaming(name):
+        returned = np.asarray(model.predict(parameters, batch))
+    if returned.shape != (len(batch),) or returned.dtype.kind not in "iuf":
+        raise ModelError(
+            f"{name} returned shape {returned.shape} and dtype {returned.dtype}; "
+            f"it returns {len(batch)} class indices or numbers, one for each row"
+        )
+    return returned
+
+
+def probabilities_of(model: ProbableModel, parameters: Arrays, batch: Batch) -> npt.NDArray[Any]:
+    """Return (n, classes) probabilities.
+
+    Raises:
+        ModelError: it raised, or returned something else.
+    """
+    name = _name(model, "probabilities")
+    with _blaming(name):
+        returned = np.asarray(model.probabilities(parameters, batch))
+    if returned.ndim != 2 or len(returned) != len(batch) or returned.dtype.kind != "f":
+        raise ModelError(
+            f"{name} returned shape {returned.shape} and dtype {returned.dtype}; "
+            f"it returns {len(batch)} rows of probabilities, a column for each class"
+        )
+    return returned
+
+
+def prepared_of(model: PreparedModel, batch: Batch) -> Model:
+    """Return the model to train.
+
+    Raises:
+        ModelError: it raised.
+        DataError: it cannot be made of these rows.
+    """
+    with _blaming(_name(model, "prepared")):
+        return model.prepared(batch)
 
 
 def _name(model: object, method: str) -> str:

@@ -9,17 +9,41 @@ from typing import Any, cast
 
 from psworker.errors import JobError
 from psworker.job import ModelSettings, nearest
-from psworker.models.linear import LinearRegression
+from psworker.models.averaged_perceptron import AveragedPerceptron
+from psworker.models.fm import fm
+from psworker.models.huber import HuberRegression
+from psworker.models.kmeans import kmeans
+from psworker.models.lasso import ElasticNet, lasso
+from psworker.models.linear import LinearRegression, ridge
+from psworker.models.linear_exact import ExactLinearRegression
 from psworker.models.logistic import LogisticRegression
-from psworker.models.model import Model
+from psworker.models.mf import MatrixFactorization
+from psworker.models.mlp import mlp
+from psworker.models.model import HashedModel, Model
+from psworker.models.passive_aggressive import PassiveAggressive
 from psworker.models.perceptron import Perceptron
+from psworker.models.quantile import QuantileRegression
 from psworker.models.softmax import SoftmaxRegression
+from psworker.models.svm import SupportVectorMachine
 
 KINDS: Mapping[str, Callable[..., Model]] = {
+    "averaged-perceptron": AveragedPerceptron,
+    "elastic-net": ElasticNet,
+    "fm": fm,
+    "huber": HuberRegression,
+    "kmeans": kmeans,
+    "lasso": lasso,
     "linear": LinearRegression,
+    "linear-exact": ExactLinearRegression,
     "logistic": LogisticRegression,
+    "mf": MatrixFactorization,
+    "mlp": mlp,
+    "passive-aggressive": PassiveAggressive,
     "perceptron": Perceptron,
+    "quantile": QuantileRegression,
+    "ridge": ridge,
     "softmax": SoftmaxRegression,
+    "svm": SupportVectorMachine,
 }
 """The built-in models by the name that [model] kind has for them."""
 
@@ -29,6 +53,7 @@ def build_model(settings: ModelSettings, *, features: int, classes: int | None, 
 
     Its constructor gets the settings as keyword arguments, and those of `features`, `classes` and
     `seed` that its signature names; where the data does not know its classes, [model] classes says.
+    With hashed features there are 0 of them, and it must be a `HashedModel`.
     "package.module:Class" is imported as `python -m` would, the current directory first.
     Raises JobError if there is no such model or the constructor does not take these settings.
     """
@@ -41,6 +66,11 @@ def build_model(settings: ModelSettings, *, features: int, classes: int | None, 
     for method in ("parameters", "gradients"):
         if not callable(getattr(model, method, None)):
             raise JobError(f"[model] {settings.kind} has no method {method}; a model needs it")
+    if not features and not isinstance(model, HashedModel):
+        raise JobError(
+            f"[model] {settings.kind} needs to know how many features there are, and hashed data does not; "
+            "take [data] hashed out, or another kind of model"
+        )
     return model
 
 

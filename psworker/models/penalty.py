@@ -1,17 +1,21 @@
-"""The L2 penalty that all the models share: l2/2 |w|^2, on weights and not on the bias."""
+"""The L2 penalty that models share: l2/2 |w|^2, on weights and not on biases.
 
-import math
+Of hashed features only those of the mini-batch are there to be penalised: a feature that is in one
+mini-batch of ten is held back a tenth as much as one that is in all.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 
-def check_l2(l2: float) -> None:
-    """Raise ValueError unless `l2` is a finite number of at least 0."""
-    if isinstance(l2, bool) or not isinstance(l2, int | float) or not 0 <= l2 < math.inf:
-        raise ValueError(f"l2 is {l2!r}; expected a finite number, at least 0")
-
-
-def penalty(l2: float, weights: npt.NDArray[np.float32]) -> float:
-    """l2/2 |w|^2 for weights of any shape."""
-    return 0.5 * l2 * float(np.vdot(weights, weights)) if l2 else 0.0
+def penalty(
+    l2: float, parameters: Mapping[str, npt.NDArray[Any]], weights: Iterable[str]
+) -> tuple[float, dict[str, npt.NDArray[Any]]]:
+    """The penalty on the parameters that `weights` names, and its gradient: l2 w."""
+    if not l2:
+        return 0.0, {}
+    squares = sum(float(np.vdot(parameters[name], parameters[name])) for name in weights)
+    return 0.5 * l2 * squares, {name: l2 * parameters[name] for name in weights}

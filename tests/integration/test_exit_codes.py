@@ -117,7 +117,7 @@ def test_12_a_cluster_without_a_job() -> None:
         ("x,label\n1,2\n3,4\nfive,6\n", ["train.csv", "line 4", "five", "x"]),
         pytest.param("x,label\n1,2\n3\n", ["train.csv", "line 3"], marks=pytest.mark.long),
         pytest.param("x,y\n1,2\n", ["train.csv", "label"], marks=pytest.mark.long),
-        ("x,label\n1,2\nnan,3\n", ["train.csv", "line 3", "nan"]),
+        ("x,label\n1,2\nnan,3\n", ["train.csv", "line 3", 'column "x"', "no value"]),
     ],
 )
 def test_14_data_that_cannot_be_read(

@@ -8,7 +8,18 @@ from typing import Annotated, Any, Final, Union, get_args, get_origin, get_type_
 from hypothesis import strategies as st
 
 from protocol.fields import Name, Positive
-from protocol.messages import Hex, Staleness, Weight, WorkKind
+from protocol.messages import (
+    WORK_KINDS,
+    Factor,
+    Hex,
+    Measure,
+    Measures,
+    NotNegative,
+    Rate,
+    Staleness,
+    Weight,
+    WorkKind,
+)
 from protocol.tables import (
     CODINGS,
     MAX_DIM,
@@ -43,7 +54,10 @@ _SIMPLE: Final[dict[Any, st.SearchStrategy[Any]]] = {
     Positive: st.integers(1, LARGEST),
     Staleness: st.sampled_from([0.0, 1.0, 3.0, (1 << 31) - 1.0, math.inf]),
     Weight: st.floats(0, allow_infinity=False),
-    WorkKind: st.sampled_from(["train", "evaluate"]),
+    WorkKind: st.sampled_from(WORK_KINDS),
+    Rate: st.floats(0, exclude_min=True, allow_infinity=False),
+    NotNegative: st.floats(0, allow_infinity=False),
+    Factor: st.floats(0, 1, exclude_min=True, exclude_max=True),
     Dim: st.integers(1, MAX_DIM),
     InitialName: st.sampled_from(["zeros", "normal", "uniform"]),
     Scale: st.floats(0, 1e30),
@@ -56,6 +70,7 @@ _SIMPLE: Final[dict[Any, st.SearchStrategy[Any]]] = {
     Values: st.sampled_from(VALUES),
     DTypeName: st.sampled_from(sorted(DTYPES)),
     Shape: st.lists(st.integers(1, 64), max_size=8).map(tuple),
+    Measures: st.lists(st.builds(Measure, names, st.floats(allow_nan=False)), max_size=3).map(tuple),
 }
 
 

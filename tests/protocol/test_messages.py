@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from protocol.errors import BadRequest, BadTensor, Conflict, Fenced, OutOfOrder, PSError, ShuttingDown
+from protocol.frames import MAX_HEADER
+from protocol.measures import MAX_MEASURES
 from protocol.messages import (
     MAX_ARRAY,
     MAX_MAP,
@@ -205,7 +207,7 @@ NUMBERED = [cls for cls in REQUESTS if "seq" in {field.name for field in datacla
 
 
 def test_what_counts_once_is_numbered() -> None:
-    assert {cls.op for cls in NUMBERED} == {"push", "push_pull", "marker", "lease", "finish"}
+    assert {cls.op for cls in NUMBERED} == {"push", "push_pull", "reset", "marker", "lease", "finish"}
 
 
 @pytest.mark.parametrize("cls", NUMBERED, ids=named)
@@ -383,3 +385,16 @@ def test_a_finish_carries_its_measures_as_arrays() -> None:
     )  # fmt: skip
     assert isinstance(finish, Finish)
     assert (finish.measures[0].name, finish.measures[0].value) == ("loss", 1.0)
+
+
+def test_a_finish_has_not_more_measures_than_a_model_makes() -> None:
+    def finish(count: int) -> dict[str, object]:
+        measures = [[f"~pos.{number}", 0.5] for number in range(count)]
+        whose = {"op": "finish", "id": 1, "seq": 1, "kind": "evaluate", "epoch": 1, "chunk": 2, "examples": 3}
+        return whose | {"measures": measures}
+
+    header = pack(finish(MAX_MEASURES))
+    assert len(header) < MAX_HEADER
+    assert isinstance(decode(header), Finish)
+    with pytest.raises(BadRequest, match=f"at most {MAX_MEASURES} measures"):
+        decode(pack(finish(MAX_MEASURES + 1)))

@@ -26,7 +26,11 @@ def asked(monkeypatch: pytest.MonkeyPatch, make_status: MakeStatus) -> list[tupl
 
     async def fetch_status(host: str, port: int, *, within: float, **_: Any) -> ClusterStatus:
         request = changes[-1][2]
-        status = make_status(staleness=request.staleness, backup_workers=request.backup_workers or 0)
+        status = make_status(
+            staleness=request.staleness,
+            backup_workers=request.backup_workers or 0,
+            rate=request.rate or 1.0,
+        )
         jobs = (
             [status.jobs[0]] if request.job is None else [*status.jobs, replace(status.jobs[0], name="other")]
         )
@@ -76,7 +80,7 @@ def test_a_setting(text: str, key: str, value: float) -> None:
     [
         ("stalenes=3", "stalenes", 'did you mean "staleness"?'),
         ("backup_workers=3", "backup_workers", 'did you mean "backup-workers"?'),
-        ("lr=3", "lr", "known: backup-workers, staleness"),
+        ("lr=3", "lr", "known: backup-workers, rate, staleness"),
         ("=3", '""', "known: "),
         ("staleness", "staleness", "expected 0 (synchronous)"),
         ("staleness=", "staleness", "expected 0 (synchronous)"),
@@ -134,3 +138,15 @@ def test_what_the_cluster_refuses(
     monkeypatch.setattr(change, "change", refuse)
     assert cli.main(["set", "backup-workers=9"]) == code
     assert capsys.readouterr().err == f"psctl set: {error}\n"
+
+
+def test_the_rate(asked: Asked, capsys: Output, make_status: MakeStatus) -> None:
+    assert cli.main(["set", "rate=0.5", "staleness=inf"]) == 0
+    assert asked == [("127.0.0.1", 7070, Set(None, math.inf, None, 0.5))]
+    assert capsys.readouterr().out == "job digits: asynchronous (staleness inf), learning rate x 0.5\n"
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "inf", "nan", "half", "", "1e999"])
+def test_a_rate_is_a_finite_number_above_0(value: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="finite number above 0"):
+        setting(f"rate={value}")

@@ -35,12 +35,12 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
 def test_a_new_user_is_told_the_commands(arguments: list[str], capsys: Output) -> None:
     assert cli.main(arguments) == 0
     text = capsys.readouterr().out
-    for command in ("train", "up", "status", "top", "set", "inspect"):
+    for command in ("train", "tune", "up", "status", "top", "set", "inspect"):
         assert f"\n  {command} " in text
         assert f"  psctl {command}" in text
 
 
-@pytest.mark.parametrize("command", ["train", "up", "status", "top", "set", "inspect"])
+@pytest.mark.parametrize("command", ["train", "tune", "up", "status", "top", "set", "inspect"])
 def test_each_command_has_help_with_examples(command: str, capsys: Output) -> None:
     with pytest.raises(SystemExit) as ended:
         cli.main([command, "--help"])
@@ -60,7 +60,7 @@ def test_version(capsys: Output) -> None:
     ("word", "answer"),
     [
         ("trian", 'did you mean "train"?'),
-        ("xyz", "known: checkpoint, inspect, restore, set, status, token, top, train, up"),
+        ("xyz", "known: checkpoint, inspect, predict, restore, set, status, token, top, train, tune, up"),
     ],
 )
 def test_an_unknown_command(word: str, answer: str, capsys: Output) -> None:

@@ -227,3 +227,16 @@ def test_the_history_stays_small_and_keeps_the_last_loss(make_status: MakeStatus
 def test_the_history_ignores_what_it_cannot_show(make_status: MakeStatus) -> None:
     assert History().after(None) == History()
     assert History().after(progress_of(make_status(train_loss=None))) == History()
+
+
+def test_a_survey_under_way(make_status: MakeStatus) -> None:
+    assert "surveying" in line_of(drawn(make_status(phase="survey", epoch=0, chunks_done=0)), "epoch")
+
+
+def test_a_job_that_stopped_early(make_status: MakeStatus) -> None:
+    status = make_status(phase="finished")
+    assert "stopped early" not in drawn(status)
+    (job,) = status.jobs
+    assert job.progress is not None
+    stopped = replace(job, progress=replace(job.progress, stopped="loss has not improved"))
+    assert "stopped early" in line_of(drawn(replace(status, jobs=(stopped,))), "epoch")

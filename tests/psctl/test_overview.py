@@ -261,3 +261,13 @@ def test_peers_texts_are_neither_markup_nor_control(make_status: MakeStatus) -> 
     assert "[bold]x" in text
     assert text.count("\\x1b[2J") == 6  # two states, a name, what, for whom, version
     assert "\x1b" not in text
+
+
+def test_why_a_job_ended_early(make_status: MakeStatus) -> None:
+    status = make_status(phase="finished")
+    assert "stopped early" not in drawn(status)
+    (job,) = status.jobs
+    assert job.progress is not None
+    progress = replace(job.progress, stopped="loss has not improved")
+    stopped = replace(status, jobs=(replace(job, progress=progress),))
+    assert "stopped early: loss has not improved" in drawn(stopped)

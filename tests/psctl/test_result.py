@@ -32,7 +32,20 @@ def test_the_json_has_exactly_the_promised_keys(make_status: MakeStatus) -> None
         "metrics": {"accuracy": 0.75},
         "checkpoint": None,
         "died": 0,
+        "stopped": "",
     }
+
+
+def test_a_job_that_was_stopped_early_says_why(make_status: MakeStatus) -> None:
+    status = make_status()
+    (job,) = status.jobs
+    assert job.progress is not None
+    early = replace(job.progress, epoch=7, stopped="loss has not improved in 3 evaluations")
+    result = result_of(replace(status, jobs=(replace(job, progress=early),)), JOB)
+    assert result.stopped == "after epoch 7: loss has not improved in 3 evaluations"
+    shown = io.StringIO()
+    Console(file=shown, width=100).print(result_table(result))
+    assert result.stopped in shown.getvalue()
 
 
 def test_without_an_evaluation_the_loss_is_that_of_training(make_status: MakeStatus) -> None:

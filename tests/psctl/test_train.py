@@ -116,6 +116,32 @@ def test_json_is_one_object_and_nothing_else(trained: Trained, capsys: Output) -
     assert err == ""  # it is no terminal
 
 
+def test_a_report_is_written_and_named(trained: Trained, capsys: Output, tmp_path: Path) -> None:
+    trained(worker="0")
+    assert cli.main(["train", "--format", "json", "--report", str(tmp_path / "new")]) == 0
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 1, "standard output is for the result"
+    assert err == f"report: {tmp_path / 'new' / 'report.html'}\n"
+    assert "digits" in (tmp_path / "new" / "report.html").read_text()
+
+
+def test_going_back_needs_somewhere_to_go_back_to(trained: Trained, capsys: Output) -> None:
+    seen = trained(worker="0")
+    assert cli.main(["train", "--set", "train.on-divergence=lower-rate"]) == 2
+    assert "give --checkpoint-dir" in capsys.readouterr().err
+    assert vars(seen) == {}, "nothing was started"
+
+
+def test_a_report_that_could_not_be_written_is_refused_before_the_training(
+    trained: Trained, capsys: Output, tmp_path: Path
+) -> None:
+    seen = trained(worker="0")
+    (tmp_path / "file").write_text("")
+    assert cli.main(["train", "--report", str(tmp_path / "file")]) == 2
+    assert "report" in capsys.readouterr().err
+    assert vars(seen) == {}, "nothing was started"
+
+
 def test_text_is_plain_lines_and_a_table(
     trained: Trained, capsys: Output, monkeypatch: pytest.MonkeyPatch
 ) -> None:

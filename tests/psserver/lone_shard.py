@@ -11,7 +11,7 @@ import numpy.typing as npt
 from protocol.connection import Connection
 from protocol.errors import PSError
 from protocol.messages import Decide, Ended, Epoch, Member, Pull, Pulled, Push, PushPull, Reply, Spec, Step
-from protocol.optimizers import Add, spec_of
+from protocol.optimizers import SGD, Optimizer, spec_of
 from protocol.tensors import Part
 from psserver.call import Call
 from psserver.jobs import Session
@@ -21,6 +21,7 @@ from psserver.store.dense import DenseBlock
 
 Array = npt.NDArray[Any]
 JOB = "job"
+_ADDS_UP = SGD(lr=1.0)
 
 
 class Listener:
@@ -54,9 +55,13 @@ class Listener:
 
 
 class LoneShard:
-    """A shard with tensors of one job, whose tasks the test runs. ``reports`` go to the coordinator."""
+    """A shard with tensors of one job, whose tasks the test runs. ``reports`` go to the coordinator.
 
-    def __init__(self, **tensors: int) -> None:
+    What is pushed is negated on its way, so that descent adds what the tests say.
+    """
+
+    def __init__(self, optimizer: Optimizer, **tensors: int) -> None:
+        self._optimizer = optimizer
         self.metrics = ServerMetrics(dict)
         self.reports: list[Ended] = []
         self.now = 0.0
@@ -90,7 +95,7 @@ class LoneShard:
         )
         self.shard.follow(Epoch(JOB, self.epoch, staleness, since, members))
         for name, size in self._tensors.items():
-            spec = Spec("float32", (size,), spec_of(Add()))
+            spec = Spec("float32", (size,), spec_of(self._optimizer))
             block = DenseBlock(name, spec, np.zeros(size, np.float32), attempt=1)
             self.shard.jobs[JOB].blocks.setdefault(name, block)
 
@@ -151,7 +156,7 @@ class LoneShard:
         try:
             arrays = self.shard.arrays_for_push(session, request)
             for array, gradient in zip(arrays, gradients.values(), strict=True):
-                array[:] = gradient
+                array[:] = -gradient
             self.shard.push(call, session, request, arrays)
         except PSError as error:
             call.fail(error)
@@ -172,9 +177,9 @@ def _parts(gradients: Mapping[str, Array]) -> tuple[Part, ...]:
 
 
 @asynccontextmanager
-async def lone_shard(**tensors: int) -> AsyncIterator[LoneShard]:
+async def lone_shard(optimizer: Optimizer = _ADDS_UP, **tensors: int) -> AsyncIterator[LoneShard]:
     """A shard with float32 tensors of these sizes, all zero; pushes are added. No task may fail."""
-    shard = LoneShard(**tensors)
+    shard = LoneShard(optimizer, **tensors)
     try:
         yield shard
     finally:

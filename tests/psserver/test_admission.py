@@ -121,4 +121,4 @@ async def test_a_gradient_of_a_former_incarnation_lets_no_later_one_into_a_step(
             await end(second, kept)
             await end(second_other, kept)
             values = await b.push_pull({"w": full(size, 3.0)})
-        np.testing.assert_array_equal(values["w"], full(size, 2.0))
+        np.testing.assert_array_equal(values["w"], full(size, 4.0))

@@ -138,7 +138,7 @@ async def test_a_late_worker_takes_part_from_the_open_step_on() -> None:
                 ps.push_pull({"w": full(LARGE, amount)}) for ps, amount in ((a, 1.0), (b, 2.0), (late, 6.0))
             ]
             for new in await asyncio.gather(*pushes):
-                np.testing.assert_array_equal(new["w"], full(LARGE, 3.0))
+                np.testing.assert_array_equal(new["w"], full(LARGE, 9.0))
         await asyncio.gather(a.step(), b.step())
 
 

@@ -25,8 +25,9 @@ def plan(
     seed: int = 0,
     partition: str = "leases",
     parts: int = 1,
+    **more: Any,
 ) -> Plan:
-    return Plan("text", chunks, epochs, every, seed, partition, parts)
+    return Plan("text", chunks, epochs, every, seed, partition, parts, **more)
 
 
 def done(leased: Leased, examples: int = 1, **measures: float) -> Finish:
@@ -205,6 +206,151 @@ def test_time_stops_when_the_work_is_done() -> None:
     assert ledger.lease(0).kind == "finished"
     progress = ledger.progress(now=100.0)
     assert (progress.phase, progress.seconds) == ("finished", 2.0)
+
+
+# --- the survey
+
+
+@pytest.mark.parametrize("partition", ["leases", *CUT])
+def test_a_survey_leases_each_chunk_once_and_whole_before_anything_is_trained(partition: str) -> None:
+    surveyed = plan(chunks=5, epochs=2, every=1, partition=partition, parts=2, survey=True)
+    order = work_alone(Ledger(surveyed, 0.0))
+    plain = work_alone(Ledger(replace(surveyed, survey=False), 0.0))
+    survey, rest = order[:5], order[5:]
+    assert {(one.kind, one.epoch, one.part, one.skip) for one in survey} == {("survey", 0, None, 0)}
+    assert sorted(one.chunk for one in survey) == [0, 1, 2, 3, 4]
+    assert rest == plain
+
+
+def test_training_waits_for_the_survey() -> None:
+    ledger = joined(plan(chunks=2, epochs=1, partition="round-robin", parts=2, survey=True), 2)
+    first, second = ledger.lease(0), ledger.lease(1)
+    assert ledger.lease(0).kind == "wait"
+    ledger.finish(0, done(first, 7, loss=9.0), 0.0)
+    assert ledger.lease(0).kind == "wait"
+    progress = ledger.progress(0.0)
+    assert (progress.phase, progress.epoch, progress.chunks, progress.chunks_done) == ("survey", 0, 2, 0)
+    ledger.finish(1, done(second, 7), 0.0)
+    assert ledger.lease(0).kind == "train"
+    progress = ledger.progress(0.0)
+    assert (progress.phase, progress.epoch, progress.train_examples) == ("train", 1, 0)
+
+
+def test_a_chunk_whose_statistics_are_pushed_is_only_to_be_finished() -> None:
+    ledger = Ledger(plan(chunks=2, epochs=1, survey=True), 0.0)
+    pushed, lost = ledger.lease(0, 3), ledger.lease(0, 4)
+    ledger.reached(0, 3, 1)
+    ledger.give_back(0)
+    ledger = restarted(ledger)
+    again = {leased.chunk: leased.skip for leased in (ledger.lease(1, 1), ledger.lease(1, 2))}
+    assert again == {pushed.chunk: 1, lost.chunk: 0}
+    for chunk in again:
+        ledger.finish(1, done(Leased("survey", 0, chunk)), 0.0)
+    assert [ledger.lease(1).skip for _ in range(2)] == [0, 0]  # of the training
+
+
+# --- early stopping
+
+
+def evaluated(ledger: Ledger, *values: float, name: str = "loss") -> None:
+    """Train and evaluate once for each value, as long as there is work."""
+    for value in values:
+        while (leased := ledger.lease(0)).kind == "train":
+            ledger.finish(0, done(leased), 0.0)
+        while leased.kind == "evaluate":
+            ledger.finish(0, done(leased, 1, **{name: value}), 5.0)
+            leased = ledger.lease(0)
+            if leased.kind == "train":
+                ledger.give_back(0)
+
+
+def test_a_job_ends_when_evaluations_have_stopped_getting_better() -> None:
+    ledger = Ledger(plan(chunks=2, epochs=9, every=1, patience=2), 0.0)
+    evaluated(ledger, 3.0, 2.0, 2.5)
+    assert not ledger.finished
+    ledger = restarted(ledger, now=0.0, later=0.0)
+    evaluated(ledger, 1.0, 1.0)  # no more than as good
+    assert (ledger.finished, ledger.progress(0.0).stopped) == (False, "")
+    evaluated(ledger, 1.5)
+    ledger = restarted(ledger, now=5.0, later=5.0)
+    progress = ledger.progress(9.0)
+    assert (progress.phase, progress.epoch, progress.chunks_done, progress.seconds) == (
+        "finished",
+        6,
+        12,
+        5.0,
+    )
+    assert progress.stopped == "loss has not improved in 2 evaluations (the best was 1)"
+    assert ledger.lease(0).kind == "finished"
+
+
+@pytest.mark.parametrize(
+    ("monitor", "min_delta", "values", "epochs"),
+    [
+        ("loss", 0.0, [3.0, 2.0, 1.0, 0.5], 4),
+        ("loss", 0.5, [3.0, 2.75, 2.5, 2.0], 3),
+        ("loss", 0.5, [3.0, 2.75, 2.25, 2.0], 4),  # what counts is the best, not the one before
+        ("accuracy", 0.0, [0.1, 0.2, 0.3, 0.4], 4),
+        ("accuracy", 0.0, [0.4, 0.3, 0.2, 0.1], 3),
+        ("loss", 0.0, [math.nan, math.nan, 1.0, 1.0], 2),
+        ("loss", 0.0, [1.0, math.nan, math.inf, 0.0], 3),
+        ("auc", 0.0, [1.0, 1.0, 1.0, 1.0], 4),  # nobody measures it
+    ],
+)
+def test_what_is_better(monitor: str, min_delta: float, values: list[float], epochs: int) -> None:
+    ledger = Ledger(plan(1, 4, 1, patience=2, min_delta=min_delta, monitor=monitor), 0.0)
+    evaluated(ledger, *values, name="loss" if monitor == "auc" else monitor)
+    progress = ledger.progress(0.0)
+    assert (progress.phase, progress.epoch) == ("finished", epochs)
+    assert bool(progress.stopped) == (epochs < 4)
+
+
+def test_a_job_that_ends_anyhow_is_not_stopped_early() -> None:
+    ledger = Ledger(plan(1, 3, 1, patience=2), 0.0)
+    evaluated(ledger, 1.0, 2.0, 3.0)
+    assert (ledger.finished, ledger.progress(0.0).stopped) == (True, "")
+
+
+def test_what_follows_from_means_is_monitored_and_shown_and_ingredients_are_not() -> None:
+    ledger = Ledger(plan(1, 3, 1, patience=1, monitor="rmse"), 0.0)
+    for mse in (4.0, 9.0):
+        ledger.finish(0, done(ledger.lease(0)), 0.0)
+        leased = ledger.lease(0)
+        means = (Measure("mse", mse), Measure("~y", 1.0))
+        ledger.finish(0, Finish(1, "evaluate", leased.epoch, leased.chunk, 2, means), 0.0)
+    progress = ledger.progress(0.0)
+    assert progress.stopped == "rmse has not improved in 1 evaluations (the best was 2)"
+    assert {mean.name: mean.value for mean in progress.evaluations[-1].means} == {"mse": 9.0, "rmse": 3.0}
+
+
+# --- streams
+
+
+def test_a_stream_goes_on_from_its_offsets_until_its_sources_end() -> None:
+    ledger = Ledger(plan(chunks=2, epochs=1, stream=True), 0.0)
+    far = (1 << 63) - 1
+    one, other = ledger.lease(0, 1), ledger.lease(0, 2)  # one worker may have several
+    assert (one.kind, one.epoch, one.skip) == ("train", 1, 0)
+    ledger.reached(0, 1, 5000)
+    ledger.reached(0, 2, far)
+    ledger = restarted(ledger)
+    ledger.forget_workers()
+    again = [ledger.lease(1, 1), ledger.lease(2, 1)]
+    assert {leased.chunk: leased.skip for leased in again} == {one.chunk: 5000, other.chunk: far}
+    ledger.finish(1, done(again[0]), 0.0)
+    assert ledger.lease(1).kind == "wait"
+    ledger.finish(2, done(again[1]), 0.0)
+    assert ledger.lease(1).kind == "finished"
+
+
+@pytest.mark.parametrize(
+    ("settings", "field"),
+    [({"epochs": 2}, "epochs"), ({"every": 1}, "evaluate_every"), ({"survey": True}, "survey")],
+)
+def test_a_stream_has_no_end_after_which_anything_comes(settings: dict[str, Any], field: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        Ledger(plan(**({"epochs": 1, "stream": True} | settings)), 0.0)
+    assert caught.value.field == field
 
 
 # --- parts
@@ -560,7 +706,7 @@ class Course:
         self.numbers[worker] += 1
         leased = self.ledger.lease(worker, self.numbers[worker])
         self.answers.append(leased)
-        if leased.kind in ("train", "evaluate"):
+        if leased.kind not in ("wait", "finished"):
             self.held.setdefault(worker, []).append(leased)
 
     def _finish(self, worker: int, draw: int, now: float) -> None:
@@ -588,7 +734,10 @@ class Course:
 
 def some_plan(rng: random.Random) -> Plan:
     partition = rng.choice(["leases", *CUT])
-    return plan(rng.randint(1, 9), rng.randint(1, 4), rng.randint(0, 3), 0, partition, rng.randint(1, 4))
+    early = {"patience": rng.randint(0, 2), "survey": rng.random() < 0.5}
+    return plan(
+        rng.randint(1, 9), rng.randint(1, 4), rng.randint(0, 3), 0, partition, rng.randint(1, 4), **early
+    )
 
 
 @pytest.mark.parametrize("seed", range(100))
@@ -608,8 +757,8 @@ def test_a_ledger_that_was_restored_goes_on_as_if_nothing_had_happened(seed: int
 
 
 def some_state(partition: str) -> tuple[Plan, Any]:
-    """A ledger of which each piece of the state is there."""
-    cut = plan(6, 4, 2, partition=partition, parts=2)
+    """A ledger of which each piece of the state is there, but for what ``surveying`` has."""
+    cut = plan(6, 4, 2, partition=partition, parts=2, patience=9)
     ledger = joined(cut, 2)
     while ledger.progress(0.0).phase == "train":
         for worker in (0, 1):
@@ -631,10 +780,29 @@ def some_state(partition: str) -> tuple[Plan, Any]:
 @pytest.mark.parametrize("partition", ["leases", "contiguous", "hash:user"])
 def test_a_state_that_is_not_whole_is_refused_by_name(partition: str) -> None:
     cut, state = some_state(partition)
-    filled = ["train_loss", "train", "evaluations", "parts", "leases", "skips"]
+    filled = ["train_loss", "train", "evaluations", "parts", "leases", "skips", "best"]
     assert all(state[name] for name in filled)
     assert bool(state["formerly"]) == (partition != "leases")
     assert_damage_is_refused(state, lambda one: Ledger.restored(cut, one, 3.0).state(3.0), at_least=1000)
+
+
+def test_a_survey_that_is_not_whole_is_refused_by_name() -> None:
+    surveyed = plan(4, survey=True)
+    ledger = Ledger(surveyed, 0.0)
+    ledger.finish(0, done(ledger.lease(0, 1)), 0.0)
+    ledger.lease(1, 1)
+    ledger.reached(1, 1, 1)
+    ledger.give_back(1)
+    ledger.lease(2, 1)
+    ledger.lease(2, 2)
+    ledger.reached(2, 2, 1)
+    ledger.give_back(2)
+    ledger.lease(3, 1)
+    state = through_json(ledger.state(3.0))
+    assert all(state[name] for name in ("leases", "skips", "shared"))
+    assert_damage_is_refused(state, lambda one: Ledger.restored(surveyed, one, 3.0).state(3.0), at_least=400)
+    with pytest.raises(BadRequest, match="survey"):
+        Ledger.restored(replace(surveyed, survey=False), state, 3.0)
 
 
 def without(state: Any, what: str) -> Any:
@@ -655,7 +823,9 @@ def without(state: Any, what: str) -> Any:
         case "a skip of what is not queued":
             state["skips"][0][1] = state["leases"][0][2]
         case "an evaluation meanwhile":
-            state["evaluation"] = [0]
+            state["shared"] = [0]
+        case "an early end":
+            state["stopped"] = "enough"
         case "the end":
             state["took"] = 1.0
         case "half of the parts":
@@ -673,6 +843,7 @@ def without(state: Any, what: str) -> Any:
         "a chunk that counts as done",
         "a skip of what is not queued",
         "an evaluation meanwhile",
+        "an early end",
         "the end",
         "half of the parts",
     ],
@@ -701,6 +872,7 @@ PLANS = st.builds(
     seed=st.integers(0, 3),
     partition=st.sampled_from(["leases", *CUT]),
     parts=st.integers(1, 4),
+    survey=st.booleans(),
 )
 WORKERS = 5
 
@@ -727,7 +899,8 @@ class Oracle:
         train = {Leased("train", *one) for one in itertools.product(epochs, chunks, parts)}
         every = self.plan.evaluate_every
         due = [e for e in epochs if every and (e % every == 0 or e == self.plan.epochs)]
-        return train | {Leased("evaluate", *one) for one in itertools.product(due, chunks)}
+        survey = {Leased("survey", 0, chunk) for chunk in chunks if self.plan.survey}
+        return survey | train | {Leased("evaluate", *one) for one in itertools.product(due, chunks)}
 
     def join(self, worker: int) -> None:
         if worker in self.parts:
@@ -771,7 +944,7 @@ class Oracle:
         """The newest lease of a worker gets on."""
         leased = self.newest.get(worker)
         if leased is not None and leased in self.held[worker]:
-            self.batches[leased] += leased.kind == "train"
+            self.batches[leased] += leased.kind != "evaluate"
             self.ledger.reached(worker, self.numbers[worker], self.batches[leased])
 
     def restart(self, _: int) -> None:
@@ -792,13 +965,15 @@ class Oracle:
         return {leased for leased in left - out if self._phase(leased) == phase}
 
     def _phase(self, leased: Leased) -> tuple[int, bool]:
-        """The number of evaluations due before that of ``leased``, and whether it is one."""
+        """The number of evaluations due before that of ``leased``, and whether it is one; -1: a survey."""
+        if leased.kind == "survey":
+            return -1, False
         evaluation = leased.kind == "evaluate"
         every = self.plan.evaluate_every
         return ((leased.epoch - 1) // every if every else 0), evaluation
 
     def _may(self, worker: int, leased: Leased) -> bool:
-        if leased.kind == "evaluate" or self.plan.partition == "leases":
+        if leased.kind != "train" or self.plan.partition == "leases":
             return True
         part = part_of(self.plan, leased)
         return part == self.parts.get(worker) or part not in self.parts.values()

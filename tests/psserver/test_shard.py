@@ -246,7 +246,7 @@ async def test_a_retry_of_a_push_that_waits_at_a_barrier_is_answered_where_it_ca
             step = asyncio.create_task(client.push_pull({"w": full(SMALL, 1.0)}))
             for reply, _ in await asyncio.gather(*retries):
                 assert reply.clock is None
-            np.testing.assert_array_equal((await step)["w"], full(SMALL, 2.0))
+            np.testing.assert_array_equal((await step)["w"], full(SMALL, 4.0))
             with pytest.raises(Conflict):
                 await worker.end(0, 1, 0, on=first, w=full(SMALL, 9.0))
 

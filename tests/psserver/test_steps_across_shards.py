@@ -12,11 +12,10 @@ import numpy.typing as npt
 import pytest
 
 from protocol.connection import Answer, Connection
-from protocol.errors import BadRequest, Fenced
-from protocol.messages import Create, Created, Init, Initialised, Ping, Set, Spec
-from protocol.optimizers import Add, spec_of
+from protocol.errors import Fenced
+from protocol.messages import Ping, Set
+from protocol.optimizers import SGD
 from protocol.status import ClusterStatus, Wait
-from protocol.tensors import Part
 from psserver.membership import FailureSettings
 from psserver.server import Server
 from psworker.asking import change
@@ -42,17 +41,17 @@ def slot(number: int, value: float = 1.0) -> Array:
 async def make_one_on_each_shard(client: Client, shards: int) -> list[str]:
     """Make a tensor on each shard; return their names by shard."""
     for number in range(shards):
-        await client.create(f"on{number}", np.zeros(SIZE, np.float32), Add())
+        await client.create(f"on{number}", np.zeros(SIZE, np.float32), SGD(1.0))
     infos = (await client.tensors()).values()
     found = {block.shard: info.name for info in infos for block in info.blocks}
     return [found[shard] for shard in range(shards)]
 
 
 async def values_of(client: Client, names: Sequence[str], count: int) -> list[list[float]]:
-    """The first slots of each tensor, once no other is touched."""
+    """What was subtracted from the first slots of each tensor, once no other is touched."""
     pulled = await client.pull(names)
     assert not any(values[count:].any() for values in pulled.values())
-    return [pulled[name][:count].tolist() for name in names]
+    return [(-pulled[name][:count]).tolist() for name in names]
 
 
 def retrieve(answer: Answer) -> None:
@@ -247,27 +246,6 @@ def hold_back_uplink(shard: Server, back: asyncio.Event, monkeypatch: pytest.Mon
     monkeypatch.setattr(uplink, "_dial", dial_when_back)
 
 
-async def test_a_synchronous_job_cannot_hold_integers_not_even_while_they_are_being_made() -> None:
-    spec = Spec("int32", (4,), spec_of(Add()))
-    async with (
-        running_cluster(failure=PATIENT) as cluster,
-        worker_by_hand(cluster.address, "hand", staleness=math.inf) as hand,
-    ):
-        coordinator = hand.connections[0]
-        created: Created
-        created, _ = await coordinator.request(Create("n", spec))
-        for _ in range(2):
-            with pytest.raises(BadRequest, match="integers") as caught:
-                await change(*cluster.endpoint, Set(staleness=0.0))
-            assert (caught.value.field, caught.value.value) == ("dtype", "int32")
-            assert (await cluster.job()).staleness == math.inf
-            init = Init("n", spec, created.attempt or 0, (Part("n", "int32", 4),))
-            await coordinator.request(init, (np.ones(4, np.int32),))
-            await coordinator.request(Initialised("n", created.attempt or 0))
-        await change(*cluster.endpoint, Set(staleness=2.0))
-        await hand.push(0, 1, 0, n=np.ones(4, np.int32))
-
-
 # --- who comes and goes
 
 
@@ -286,7 +264,7 @@ async def test_late_workers_take_part_from_the_open_step_on() -> None:
             late = await asyncio.gather(*(stack.enter_async_context(one) for one in joining))
             assert [ps.clock for ps in late] == [2, 2]
             for ps in late:
-                np.testing.assert_array_equal((await ps.pull(names))[names[1]][:3], [1, 1, 0])
+                np.testing.assert_array_equal((await ps.pull(names))[names[1]][:3], [-1, -1, 0])
             rest = [ps.push_pull(dict.fromkeys(names, slot(2))) for ps in (b, *late)]
             await asyncio.gather(early, *rest)
             assert await values_of(a, names, 3) == [[1, 1, 1.5]] * 2
@@ -424,7 +402,7 @@ async def test_workers_without_work_are_neither_counted_nor_waited_for() -> None
         )  # b is the one that is left
         late = await b.push_pull(dict.fromkeys(names, slot(1)))
         assert b.clock == 1
-        np.testing.assert_array_equal(late[names[0]][:2], [1, 0])
+        np.testing.assert_array_equal(late[names[0]][:2], [-1, 0])
         assert await values_of(a, names, 2) == [[1, 0]] * 2
 
 

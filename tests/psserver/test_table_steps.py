@@ -157,7 +157,7 @@ async def test_shares_of_a_step_that_is_kept_no_longer_are_applied_one_by_one(sh
     rng = np.random.default_rng(7)
     first, second, third = (rows_of(rng, keys) for keys in (KEYS, FEW, KEYS[5:]))
     async with running_cluster(shards) as cluster, workers(cluster.address, 2, staleness=0) as (a, b):
-        table = await a.create_sparse("emb", DIM, Add())
+        table = await a.create_sparse("emb", DIM, SGD(1.0))
         await a.push({"emb": first}, weight=2.0)
         await b.push({"emb": second}, weight=5.0)
         waiting = asyncio.ensure_future(a.push_pull({"emb": third}, {"emb": KEYS}, weight=6.0))
@@ -168,7 +168,46 @@ async def test_shares_of_a_step_that_is_kept_no_longer_are_applied_one_by_one(sh
         # The share of a worker is the mean of what it has pushed; b's second push came when none was kept.
         expected = (2 * spread(first) + 6 * spread(third)) / 8 + 2 * spread(second)
         found = await table.pull(KEYS)
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(found, -expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+async def test_deltas_are_summed_whatever_their_weights(shards: int) -> None:
+    rng = np.random.default_rng(9)
+    rows = [rows_of(rng, keys) for keys in (KEYS, FEW, KEYS[5:])]
+    dense = [rng.normal(size=DENSE) for _ in rows]
+    counts = [np.array([1, 2], np.int64), np.array([3, -4], np.int64), np.array([1 << 60, 5], np.int64)]
+    names = {"emb": KEYS, "w": None, "n": None}
+    async with running_cluster(shards) as cluster, workers(cluster.address, 3, staleness=0) as clients:
+        await clients[0].create_sparse("emb", DIM, Add())
+        await clients[0].create("w", np.zeros(DENSE), Add())
+        await clients[0].create("n", np.zeros(2, np.int64), Add())
+        for step in (1, 2):
+            for client, delta in zip(clients, dense, strict=True):
+                await client.push({"w": delta}, weight=7.0)  # several pushes in a step are added, too
+            found = await asyncio.gather(
+                *(
+                    client.push_pull({"emb": rows[i], "w": dense[i], "n": counts[i]}, names, weight=1.0 + i)
+                    for i, client in enumerate(clients)
+                )
+            )
+            for one in found:
+                expected = step * sum(map(spread, rows))
+                np.testing.assert_allclose(one["emb"], expected, rtol=1e-5, atol=1e-5)
+                np.testing.assert_allclose(one["w"], 2 * step * sum(dense), rtol=1e-12, atol=1e-12)
+                np.testing.assert_array_equal(one["n"], step * sum(counts))
+
+
+async def test_shares_of_deltas_are_summed_when_steps_are_kept_no_longer() -> None:
+    async with running_cluster(2) as cluster, workers(cluster.address, 2, staleness=0) as (a, b):
+        await a.create("n", np.zeros(2, np.int64), Add())
+        await a.push({"n": [1, 10]}, weight=2.0)
+        await b.push({"n": [100, 1000]}, weight=5.0)
+        waiting = asyncio.ensure_future(a.push_pull({"n": [2, 20]}, weight=6.0))
+        await cluster.until(lambda status: any(job.waits for job in status.jobs))
+        await change(*cluster.endpoint, Set(staleness=math.inf))
+        await waiting
+        np.testing.assert_array_equal((await b.push_pull({"n": [0, 0]}))["n"], [103, 1030])
 
 
 @pytest.mark.parametrize("shards", [1, 2])

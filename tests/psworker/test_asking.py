@@ -12,7 +12,7 @@ import pytest
 
 from protocol.addresses import split_address
 from protocol.documents import STATUS
-from protocol.errors import BadRequest, BadTensor, ConnectionLost, UnknownJob, Unreachable
+from protocol.errors import BadRequest, ConnectionLost, UnknownJob, Unreachable
 from protocol.frames import PRELUDE, VERSION, encode_prelude
 from protocol.messages import (
     Attached,
@@ -237,14 +237,6 @@ async def test_a_change_that_makes_no_sense_changes_nothing(request_: Set, field
             await change(*cluster.endpoint, request_)
         assert caught.value.field == field
         assert (await cluster.job()).staleness == 2
-
-
-async def test_tensors_that_cannot_be_averaged_are_never_synchronous() -> None:
-    async with running_cluster() as cluster, connect(cluster.address) as ps:
-        await ps.create("w", [1, 2], Add())
-        with pytest.raises((BadRequest, BadTensor)):
-            await change(*cluster.endpoint, Set("default", 0.0))
-        assert (await cluster.job()).staleness == math.inf
 
 
 async def test_a_change_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -232,3 +232,14 @@ def test_stop_with_stdin(cluster: Elsewhere, job: Path, monkeypatch: pytest.Monk
         flags = ["--job", str(job), "--set", "train.epochs=1000000", "--stop-with-stdin"]
         assert run(cluster.address, *flags) == ExitCode.DONE
         thread.join()
+
+
+def test_standard_input_cannot_be_a_stream_and_a_sign_of_life(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = tmp_path / "stream.toml"
+    job.write_text('[model]\nkind = "linear"\n[data]\ncolumns = ["x"]\n[stream]\nsource = "-"\n')
+    with pytest.raises(SystemExit) as caught:
+        main(["--job", str(job), "--stop-with-stdin"])
+    assert caught.value.code == ExitCode.USAGE
+    assert '[stream] source = "-"' in capsys.readouterr().err

@@ -13,6 +13,7 @@ from protocol.errors import (
     BadRequest,
     BadTensor,
     ConnectionLost,
+    HasDiverged,
     InternalError,
     JobMismatch,
     NotAMember,
@@ -28,9 +29,10 @@ from protocol.status import ClusterStatus
 from psserver.membership import FailureSettings
 from psworker.client import connect
 from psworker.daemon import WorkerSettings, exit_code, work
-from psworker.errors import DataError, JobError
+from psworker.errors import DataError, JobError, TrainingDiverged
 from psworker.job import Job, job_to_json, load_job
 from psworker.metrics import WorkerMetrics
+from psworker.parts import check
 from tests.cluster import Cluster, running_cluster
 from tests.faults.proxy import Proxy
 
@@ -236,9 +238,56 @@ async def test_a_bad_row_in_the_middle_is_told_with_its_line(spoilt: Path) -> No
 
 async def test_parameters_that_explode_are_an_error_of_their_own(table: Path) -> None:
     async with running_cluster() as cluster:
-        with pytest.raises(NotFinite) as caught:
+        with pytest.raises(TrainingDiverged) as caught:
             await run(cluster, job_on(table, "optimizer.lr=1e30"))
         assert exit_code(caught.value) == ExitCode.DIVERGED
+
+
+async def test_a_job_ends_when_its_evaluations_get_no_better(table: Path) -> None:
+    async with running_cluster() as cluster:
+        await run(cluster, job_on(table, "train.epochs=5000", "train.patience=2", "train.min-delta=0.001"))
+        progress = (await cluster.job("digits")).progress
+        assert progress is not None
+        assert (progress.phase, progress.epoch < 5000) == ("finished", True)
+        assert "loss has not improved in 2 evaluations" in progress.stopped
+
+
+async def test_a_measure_that_nobody_takes_cannot_end_a_job(table: Path) -> None:
+    async with running_cluster() as cluster:
+        with pytest.raises(JobError, match='monitor = "r3" is not measured; known: loss, mae'):
+            await run(cluster, job_on(table, "train.patience=1", "train.monitor=r3", "train.epochs=3"))
+
+
+@pytest.mark.parametrize("staleness", ["0", "inf"])
+async def test_a_job_on_scaled_and_hashed_features(table: Path, staleness: str) -> None:
+    """The survey of two workers, and rows that tables have."""
+    for data in ('data.scale="standard"', "data.hashed=true"):
+        job = job_on(table, data, f"train.staleness={staleness}", "train.workers=2")
+        async with running_cluster(2) as cluster:
+            await asyncio.gather(run(cluster, job, "a"), run(cluster, job, "b"))
+            progress = (await cluster.job("digits")).progress
+            assert progress is not None
+            means = {mean.name: mean.value for mean in progress.evaluations[-1].means}
+            assert means["loss"] < 0.01
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (('optimizer.name="adam"', "train.local-steps=2"), 'local-steps needs [optimizer] name = "sgd"'),
+        (("optimizer.l2=0.1", "train.local-steps=2"), "lr and nothing else"),
+        (('model.kind="linear-exact"', "train.accumulate=2"), "accumulate is a mean of gradients"),
+        (('model.kind="linear-exact"', "train.backup-workers=1"), "backup-workers = 1 drops"),
+        (('data.scale="standard"', "train.backup-workers=1"), "backup-workers = 1 drops"),
+    ],
+)
+async def test_what_does_not_go_together_is_found_before_joining(
+    table: Path, changes: tuple[str, ...], said: str
+) -> None:
+    job = job_on(table, *changes)
+    with pytest.raises(JobError) as caught:
+        check(job)
+    assert said in str(caught.value)
 
 
 async def test_cancelling_gives_the_leases_back_and_leaves(table: Path) -> None:
@@ -296,6 +345,8 @@ def test_jobs_that_are_equal_have_equal_texts(table: Path) -> None:
         (ShuttingDown("x"), 15),
         (InternalError("x"), 15),
         (NotFinite("x"), 16),
+        (TrainingDiverged(0, None, "x"), 16),
+        (HasDiverged("x"), 16),
         (ZeroDivisionError("x"), None),
         (ValueError("x"), None),
     ],

@@ -21,3 +21,10 @@ def test_a_data_error_survives_pickling_between_processes() -> None:
 def test_a_job_error_is_a_value_error() -> None:
     assert issubclass(JobError, ValueError)
     assert not issubclass(DataError, ValueError)
+
+
+def test_a_data_error_may_name_the_column_and_the_row_and_keeps_them() -> None:
+    error = DataError("a.parquet", None, "no value; fill it in", column="age", row=9)
+    assert str(error) == 'a.parquet, row 9, column "age": no value; fill it in'
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.column, again.row) == (str(error), "age", 9)

@@ -40,6 +40,28 @@ def test_there_is_no_loss_before_the_first_and_it_may_be_nan() -> None:
     assert math.isnan(samples(metrics)["psworker_loss"])
 
 
+def test_rows_that_were_left_out_are_told_by_reason() -> None:
+    metrics = WorkerMetrics()
+    assert not any(name.startswith("psworker_skipped_rows_total") for name in samples(metrics))
+    skipped = {"number": 3}
+    metrics.skipped = lambda: skipped
+    skipped["missing"] = 1
+    found = samples(metrics)
+    assert found["psworker_skipped_rows_total number"] == 3
+    assert found["psworker_skipped_rows_total missing"] == 1
+
+
+def test_measures_of_a_stream_have_few_labels() -> None:
+    metrics = WorkerMetrics()
+    metrics.prequential = {"window": {"accuracy": 0.5, "a user's own": 1.0}, "whole": {"accuracy": 0.25}}
+    metrics.drifts.inc()
+    found = samples(metrics)
+    assert found["psworker_prequential accuracy window"] == 0.5
+    assert found["psworker_prequential accuracy whole"] == 0.25
+    assert found["psworker_drifts_total"] == 1
+    assert not any("own" in name for name in found)
+
+
 def test_the_versions_are_told() -> None:
     assert samples(WorkerMetrics())[f"psworker_build_info {VERSION} {protocol.__version__}"] == 1
 

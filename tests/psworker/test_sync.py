@@ -64,10 +64,13 @@ def test_rows_of_sparse_tables(elsewhere: Elsewhere) -> None:
         both = ps.push_pull({"w": [1.0], "emb": gradient}, {"w": None, "emb": [7]})
         assert {name: value.tolist() for name, value in both.items()} == {"w": [2.0], "emb": [[3.0, 3.0]]}
         assert ps.pull({"emb": 7})["emb"].tolist() == ps.table("emb").pull(7).tolist() == [3.0, 3.0]
+        ps.reset({"emb": None, "w": [5.0]})
+        assert (emb.pull(keys) == 0.0).all()
+        assert ps.pull("w").tolist() == [5.0]
 
 
 def test_all_that_users_call_is_there() -> None:
-    calls = ("create", "create_sparse", "table", "tensors", "pull", "push", "push_pull", "step")
+    calls = ("create", "create_sparse", "table", "tensors", "pull", "push", "push_pull", "reset", "step")
     methods: list[tuple[Any, Any]] = [
         (getattr(client.Client, name), getattr(SyncClient, name)) for name in calls
     ]

@@ -85,15 +85,14 @@ async def test_tables_and_tensors_in_one_request(shards: int, staleness: float) 
         rows = SparseGradient(keys, ones(COUNT))
         await ps.push({"emb": rows, "w": w, "bias": SparseGradient(keys[:5], ones(5, 2.0))})
         new = await ps.push_pull({"w": w, "emb": rows})
-        first = 1.0 if staleness == 0 else 2.0  # in lockstep the two pushes are one step's mean
         assert list(new) == ["w", "emb"]
-        assert (new["w"] == first).all()
-        assert (new["emb"] == first).all()
+        assert (new["w"] == 2.0).all()
+        assert (new["emb"] == 2.0).all()
         assert new["emb"].shape == (COUNT, DIM)
         new = await ps.push_pull({"emb": rows}, {"bias": keys[:6].reshape(2, 3), "w": None, "emb": None})
         assert list(new) == ["bias", "w", "emb"]
         assert new["bias"][..., 0].tolist() == [[2.0, 2.0, 2.0], [2.0, 2.0, 0.0]]
-        assert (new["emb"] == first + 1).all()
+        assert (new["emb"] == 3.0).all()
         assert list(await ps.push_pull({"emb": rows, "w": w}, ["emb"])) == ["emb"]
         pulled = await ps.pull({"w": None, "emb": keys[0], "bias": []})
         assert {name: value.shape for name, value in pulled.items()} == {
@@ -101,9 +100,9 @@ async def test_tables_and_tensors_in_one_request(shards: int, staleness: float) 
             "emb": (DIM,),
             "bias": (0, DIM),
         }
-        assert pulled["emb"].tolist() == [first + 2] * DIM
+        assert pulled["emb"].tolist() == [4.0] * DIM
         new = await ps.push_pull({}, {"emb": keys})
-        assert (new["emb"] == first + 2).all()
+        assert (new["emb"] == 4.0).all()
 
 
 @SHARDS
@@ -199,7 +198,7 @@ async def test_keys_that_servers_have_forgotten_are_sent_again(
             await emb.push(keys, ones(COUNT))
             await emb.pull(other)
             both = await ps.push_pull({"emb": SparseGradient(keys, ones(COUNT)), "w": np.ones(3)})
-            total += 1 if staleness == 0 else 2  # in lockstep the two pushes are one step's mean
+            total += 2
             assert (both["emb"] == total).all()
             assert (both["w"] == step).all()
 
@@ -230,19 +229,18 @@ async def test_several_workers_at_one_table(staleness: float) -> None:
         ]
         await asyncio.gather(*pushes)
         found = await tables[0].pull(keys)
-        share = 0.5 if staleness == 0 else 1.0  # the mean of the step counts all who took part in it
-        assert (found[:50] == share).all()
-        assert (found[50:100] == 2 * share).all()
-        assert (found[100:] == share).all()
+        assert (found[:50] == 1.0).all()
+        assert (found[50:100] == 2.0).all()
+        assert (found[100:] == 1.0).all()
 
 
 @SHARDS
 async def test_a_step_without_rows_counts_in_the_mean(shards: int) -> None:
     async with running_cluster(shards) as cluster, workers(cluster.address, 2, staleness=0) as (a, b):
-        emb, same = [await ps.create_sparse("emb", DIM, Add()) for ps in (a, b)]
+        emb, same = [await ps.create_sparse("emb", DIM, SGD(1.0)) for ps in (a, b)]
         pushes = emb.push_pull([7], ones(1, 4.0)), same.push_pull([], ones(0), [7], weight=3.0)
         one, other = await asyncio.gather(*pushes)
-        assert one.tolist() == other.tolist() == [[1.0] * DIM]
+        assert one.tolist() == other.tolist() == [[-1.0] * DIM]
 
 
 # --- what is refused

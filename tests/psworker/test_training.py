@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -17,14 +18,15 @@ from protocol.messages import Done, Plan, Set
 from protocol.optimizers import SGD
 from protocol.status import Evaluation, Progress
 from psserver.membership import FailureSettings
-from psworker.asking import change
+from psworker.asking import change, fetch_status
 from psworker.client import Client, connect
-from psworker.data import Batch
+from psworker.data import Batch, Source
 from psworker.data.split import Split
-from psworker.errors import DataError, ModelError
+from psworker.errors import DataError, ModelError, TrainingDiverged
+from psworker.job import TrainSettings
 from psworker.metrics import WorkerMetrics
 from psworker.training import Trainer
-from tests.cluster import EAGER, Cluster, put_out, running_cluster
+from tests.cluster import EAGER, Cluster, DurableCluster, durable_cluster, put_out, running_cluster
 from tests.faults.conditions import WAYS
 from tests.faults.proxy import Proxy
 from tests.faults.servers import proxied_cluster
@@ -47,6 +49,9 @@ class Rows:
     features: int = 2
     classes: int | None = None
     chunks: int = CHUNKS
+    hashed: bool = False
+    wants_survey: bool = False
+    skipped: Mapping[str, int] = field(default_factory=dict)
 
     def read(self, chunk: int, split: Split, part: int | None = None) -> Batch:
         if self.broken:
@@ -57,6 +62,12 @@ class Rows:
             rows = rows[rows % PARTS == part]
         x = np.stack([rows, np.ones(len(rows))], axis=1).astype(np.float32)
         return Batch(x, rows.astype(np.float32))
+
+    def statistics(self, chunk: int) -> dict[str, npt.NDArray[np.float64]]:
+        return {}
+
+    def informed(self, totals: Mapping[str, Array]) -> Self:
+        return self
 
 
 @dataclass(frozen=True)
@@ -117,11 +128,14 @@ async def joined(cluster: Cluster, name: str, plan_: Plan, **settings: Any) -> A
 
 
 def trainer(
-    client: Client, model: Any, source: Rows | None = None, metrics: WorkerMetrics | None = None
+    client: Client,
+    model: Any,
+    source: Source | None = None,
+    metrics: WorkerMetrics | None = None,
+    **settings: Any,
 ) -> Trainer:
-    return Trainer(
-        client, model, source or Rows(), batch_size=BATCH, seed=0, metrics=metrics or WorkerMetrics()
-    )
+    train = TrainSettings(**{"batch_size": BATCH} | settings)
+    return Trainer(client, model, source or Rows(), train, seed=0, metrics=metrics or WorkerMetrics())
 
 
 async def work(
@@ -356,8 +370,9 @@ async def test_stopping_before_the_beginning() -> None:
 
 async def test_parameters_that_explode_are_an_error() -> None:
     async with running_cluster() as cluster, joined(cluster, "a", plan(epochs=500, every=0)) as client:
-        with pytest.raises(NotFinite):
+        with pytest.raises(TrainingDiverged) as caught:
             await trainer(client, Recorder(client)).run(SGD(1e30))
+        assert isinstance(caught.value.__cause__, NotFinite)
 
 
 @BOTH
@@ -741,11 +756,82 @@ async def test_a_loss_that_is_no_number_is_told_though_its_gradient_is_refused(s
         running_cluster() as cluster,
         joined(cluster, "a", plan(), staleness=staleness, workers=1) as client,
     ):
-        with pytest.raises(NotFinite):
+        with pytest.raises(TrainingDiverged, match=r"step 0 \(loss nan\): the loss is nan"):
             await trainer(client, Diverging(client), metrics=metrics).run(SGD(LR))
     loss = metrics.registry.get_sample_value("psworker_loss")
     assert loss is not None
     assert math.isnan(loss)
+
+
+# --- divergence
+
+
+class Climbing:
+    """A quadratic: a step with a learning rate above 2 leads further away from its lowest point."""
+
+    def __init__(self, before: Callable[[int], None] = lambda _: None) -> None:
+        self.before = before  # called with the number of calls so far
+        self.calls = 0
+
+    def parameters(self) -> dict[str, Array]:
+        return {"w": np.ones(2, np.float32)}
+
+    def gradients(self, parameters: Mapping[str, Array], batch: Batch) -> tuple[dict[str, Array], float]:
+        self.before(self.calls)
+        self.calls += 1
+        return {"w": parameters["w"].copy()}, float(np.mean(parameters["w"] ** 2))
+
+
+def checkpoint_at(cluster: DurableCluster, number: int) -> Callable[[int], None]:
+    loop = asyncio.get_running_loop()
+
+    def before(calls: int) -> None:
+        if calls == number:
+            asyncio.run_coroutine_threadsafe(cluster.checkpoint(), loop).result(20)
+
+    return before
+
+
+@pytest.mark.parametrize(("staleness", "shards", "rate"), [(0.0, 2, 0.25), (math.inf, 1, 0.125)])
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+async def test_a_job_that_diverges_goes_back_and_on_at_a_lower_rate(
+    tmp_path: Path, staleness: float, shards: int, rate: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The rate that is low enough is below 2; on gradients that are a step old, below 1."""
+    many = plan(epochs=60, every=0)
+    async with durable_cluster(tmp_path, shards) as cluster:
+        async with connect(cluster.address, name="a", plan=many, staleness=staleness) as client:
+            model = Climbing(checkpoint_at(cluster, 3))
+            await trainer(client, model, on_divergence="lower-rate").run(SGD(6.0))
+            assert client.rate == rate
+        async with connect(cluster.address, observe=True) as observer:
+            final = await observer.pull("w")
+        status = await fetch_status(*cluster.endpoint)
+    assert np.abs(final).max() < 1e-6
+    progress = status.jobs[0].progress
+    assert progress is not None
+    assert (progress.phase, progress.train_examples) == ("finished", 60 * len(EVERYBODY - HELD))
+    lines = [record.message for record in caplog.records if getattr(record, "event", "") == "work.diverged"]
+    assert [line.rpartition(" ")[2] for line in lines] == ["0.5", "0.25", "0.125"][: len(lines)]
+    assert lines[-1].endswith(f"goes on with its learning rate times {rate}")
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered")
+async def test_without_a_checkpoint_it_ends_and_says_what_was_missing() -> None:
+    async with running_cluster() as cluster, joined(cluster, "a", plan(epochs=60, every=0)) as client:
+        with pytest.raises(TrainingDiverged, match=r"it does not go back.*--checkpoint-dir"):
+            await trainer(client, Climbing(), on_divergence="lower-rate").run(SGD(6.0))
+
+
+async def test_a_job_that_climbs_ends_before_it_overflows() -> None:
+    """Single examples are given longer, so that there are enough of them in a step here."""
+    async with running_cluster() as cluster, joined(cluster, "a", plan(epochs=100, every=0)) as client:
+        with pytest.raises(
+            TrainingDiverged, match=r"the mean loss has risen to .*, and its best was"
+        ) as caught:
+            await trainer(client, Climbing(), batch_size=50).run(SGD(2.02))
+        assert caught.value.loss is not None
+        assert 5.0 < caught.value.loss < 1e6
 
 
 @BOTH

@@ -282,32 +282,30 @@ async def test_the_mean_of_one_gradient_is_that_gradient_to_the_last_bit(threads
 
 
 @pytest.mark.parametrize("dtype", INTEGERS)
-def test_integers_take_deltas_only_and_not_averaged(dtype: str) -> None:
-    check_spec(Spec(dtype, (2,), spec_of(Add())), averaged=False)
-    for optimizer, averaged in ((SGD(), False), (Add(), True)):
-        with pytest.raises(BadRequest) as caught:
-            check_spec(Spec(dtype, (2,), spec_of(optimizer)), averaged=averaged)
-        assert (caught.value.field, caught.value.value) == ("dtype", dtype)
+def test_integers_take_deltas_only(dtype: str) -> None:
+    check_spec(Spec(dtype, (2,), spec_of(Add())))
+    with pytest.raises(BadRequest) as caught:
+        check_spec(Spec(dtype, (2,), spec_of(SGD())))
+    assert (caught.value.field, caught.value.value) == ("dtype", dtype)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("averaged", [True, False])
 @pytest.mark.parametrize("optimizer", [SGD(), Add()])
-def test_floats_take_everything(dtype: str, averaged: bool, optimizer: Optimizer) -> None:
-    check_spec(Spec(dtype, (2,), spec_of(optimizer)), averaged=averaged)
+def test_floats_take_everything(dtype: str, optimizer: Optimizer) -> None:
+    check_spec(Spec(dtype, (2,), spec_of(optimizer)))
 
 
 @pytest.mark.parametrize("optimizer", EVERY, ids=[optimizer.name for optimizer in EVERY])
 def test_what_keeps_squares_needs_more_than_half_precision(optimizer: Optimizer) -> None:
     for dtype in ("float32", "float64"):
-        check_spec(Spec(dtype, (2,), spec_of(optimizer)), averaged=True)
+        check_spec(Spec(dtype, (2,), spec_of(optimizer)))
     spec = Spec("float16", (2,), spec_of(optimizer))
     if rule_of(optimizer).slots:
         with pytest.raises(BadRequest, match="needs float32 or float64") as caught:
-            check_spec(spec, averaged=False)
+            check_spec(spec)
         assert (caught.value.field, caught.value.value) == ("dtype", "float16")
     else:
-        check_spec(spec, averaged=False)
+        check_spec(spec)
 
 
 @pytest.mark.parametrize(
@@ -327,5 +325,5 @@ def test_absurd_optimizers_are_refused(
 ) -> None:
     spec = OptimizerSpec(name, tuple(Setting(*setting) for setting in settings))
     with pytest.raises(BadRequest) as caught:
-        check_spec(Spec("float32", (2,), spec), averaged=False)
+        check_spec(Spec("float32", (2,), spec))
     assert caught.value.field == field

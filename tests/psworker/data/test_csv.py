@@ -102,19 +102,23 @@ def test_the_same_numbers_as_the_csv_module_reads(
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("abc,2,3", '"abc" in column "a" is not a number; list the numeric columns in [data] columns'),
-        ("1,2,cat", '"cat" in column "label" is not a number; list the labels in [data] classes'),
-        ("1,,3", 'no value in column "b"'),
-        ("1,  ,3", 'no value in column "b"'),
-        ("1,2,", 'no value in column "label"'),
+        (
+            "abc,2,3",
+            'column "a": "abc" is not a number; correct the row, or [data] columns, categorical and text',
+        ),
+        ("1,2,cat", 'column "label": "cat" is not a number; list the labels in [data] classes'),
+        ("1,,3", 'column "b": no value; fill it in'),
+        ("1,  ,3", 'column "b": no value; fill it in'),
+        ("1,nan,3", 'column "b": no value; fill it in'),
+        ("1,2,", 'column "label": no value'),
+        ("1,2,NA", 'column "label": no value'),
         ("1,2", "the row has 2 values, the header 3"),
         ("1,2,3,4", "the row has 4 values, the header 3"),
-        ("1,nan,3", '"nan" in column "b" is not finite'),
-        ("1,-inf,3", '"-inf" in column "b" is not finite'),
-        ("1,1e39,3", '"1e39" in column "b" is too large for float32'),
-        ("1_0,2,3", '"1_0" in column "a" is not a number'),
-        ("\u0661,2,3", 'in column "a" is not a number'),
-        ("1\x00,2,3", 'in column "a" is not a number'),
+        ("1,-inf,3", 'column "b": "-inf" is not finite'),
+        ("1,1e39,3", 'column "b": "1e39" is too large for float32'),
+        ("1_0,2,3", 'column "a": "1_0" is not a number'),
+        ("\u0661,2,3", 'column "a": "\u0661" is not a number'),
+        ("1\x00,2,3", 'column "a"'),
         ('"1,2,3', "cannot be split into fields (unexpected end of data)"),
         ('x"y,"2,3', "cannot be split into fields"),
         ("1\r2,2,3", "cannot be split into fields"),
@@ -134,7 +138,7 @@ def test_a_bad_row_is_named_by_its_true_line(tmp_path: Path, row: str, message: 
 
 def test_a_label_that_is_in_no_class(tmp_path: Path) -> None:
     opened = source(tmp_path, "a,label\n1,cat\n2,cow\n", classes=("cat", "crow"))
-    with pytest.raises(DataError, match=r'line 3: "cow" in column "label" is not in .* did you mean "crow"'):
+    with pytest.raises(DataError, match=r'line 3, column "label": "cow" is not in .* did you mean "crow"'):
         opened.read(0, "train")
 
 

@@ -6,10 +6,17 @@ import pytest
 from psworker.errors import JobError
 from psworker.job import ModelSettings, Value
 from psworker.models import (
+    KINDS,
+    EvaluatedModel,
+    FactorizationMachine,
+    HashedModel,
+    KMeans,
     LinearRegression,
     LogisticRegression,
     Model,
+    NetworkClassifier,
     Perceptron,
+    PredictingModel,
     SoftmaxRegression,
     build_model,
 )
@@ -69,7 +76,7 @@ def test_a_class_of_the_users_own(module: str) -> None:
     ("kind", "settings", "message"),
     [
         ("sofmax", {}, 'kind = "sofmax" is no model; did you mean "softmax"?'),
-        ("zzz", {}, "known: linear, logistic, package.module:Class, perceptron, softmax"),
+        ("zzz", {}, "known: averaged-perceptron, elastic-net, fm, huber, kmeans, "),
         ("linear", {"l3": 1}, '[model] linear has no setting "l3"; known: l2'),
         ("linear", {"classes": 2}, '[model] linear has no setting "classes"'),
         ("linear", {"features": 2}, "[model] features comes from the data"),
@@ -78,6 +85,13 @@ def test_a_class_of_the_users_own(module: str) -> None:
         ("softmax", {}, "set [model] classes, or list the labels in [data] classes"),
         ("softmax", {"classes": 1}, "classes is 1"),
         ("perceptron", {}, "must know how many classes"),
+        ("averaged-perceptron", {}, "averaged-perceptron must know how many classes"),
+        ("svm", {"loss": "log"}, "loss is 'log'; expected one of hinge, squared-hinge"),
+        ("huber", {"delta": 0}, "delta is 0; expected a finite number above 0"),
+        ("quantile", {"quantile": 1.5}, "quantile is 1.5; expected a number between 0 and 1"),
+        ("lasso", {"l2": 1}, 'lasso has no setting "l2"; known: l1, lr'),
+        ("kmeans", {"first": 1}, 'kmeans has no setting "first"'),
+        ("fm", {"classes": 3}, "a factorization machine has 2"),
         ("own_models:Small", {"dept": 1}, 'has no setting "dept"; did you mean "depth"?'),
         ("own_models:Smal", {}, 'own_models has no class "Smal"; did you mean "Small"?'),
         ("own_models:function", {}, 'has no class "function"'),
@@ -96,6 +110,43 @@ def test_a_model_that_cannot_be_built(
     with pytest.raises(JobError) as caught:
         build(kind, **settings)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_can_be_built_evaluated_and_asked(kind: str) -> None:
+    model = build(kind, 2 if kind not in ("mf", "linear") else None)
+    assert isinstance(model, EvaluatedModel)
+    assert isinstance(model, PredictingModel)
+    assert type(model).__doc__
+
+
+def test_settings_that_are_lists() -> None:
+    assert build("mlp", 3, hidden=(8, 4), activation="tanh") == NetworkClassifier(
+        4, 3, (8, 4), "tanh", seed=9
+    )
+    with pytest.raises(JobError, match="hidden is 8; expected a list"):
+        build("mlp", 3, hidden=8)
+
+
+def test_seeds_are_the_jobs() -> None:
+    assert build("fm") == FactorizationMachine(4, seed=9)
+    assert build("kmeans", clusters=3) == KMeans(4, 3, seed=9)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "linear-exact", "kmeans"])
+def test_models_that_need_dense_data_say_so(kind: str) -> None:
+    model = ModelSettings(kind)
+    with pytest.raises(
+        JobError, match=rf"\[model\] {kind} .* hashed data does not; take \[data\] hashed out"
+    ):
+        build_model(model, features=0, classes=2, seed=0)
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"mlp", "linear-exact", "kmeans"}))
+def test_all_others_take_hashed_features(kind: str) -> None:
+    model = build_model(ModelSettings(kind), features=0, classes=2 if kind != "mf" else None, seed=0)
+    assert isinstance(model, HashedModel)
+    assert all(len(model.parameters()[name]) == 0 for name in model.per_feature)
 
 
 def test_classes_of_job_and_data_must_agree() -> None:

@@ -1,4 +1,5 @@
 import math
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from psworker.errors import JobError
 from psworker.job import (
     DataSettings,
     EvalSettings,
+    Fold,
     Job,
     ModelSettings,
     OptimizerSettings,
@@ -18,6 +20,7 @@ from psworker.job import (
     difference,
     job_from_json,
     job_to_json,
+    job_to_toml,
     load_job,
     optimizer_of,
 )
@@ -128,7 +131,7 @@ def test_an_override_that_names_no_key(override: str) -> None:
         ("train.epoch=3", '[train] has no key "epoch"; did you mean "epochs"?'),
         ("train.batch_size=3", 'did you mean "batch-size"?'),
         ("trian.epochs=3", 'no section [trian]; did you mean "train"?'),
-        ("data.xyz=3", '[data] has no key "xyz"; known: chunk-rows, classes, columns'),
+        ("data.xyz=3", '[data] has no key "xyz"; known: categorical, chunk-rows, class-weights'),
         ("model.fit_bias=true", 'keys are written "fit-bias"'),
         ("train.epochs=0", "[train] epochs = 0; expected a whole number, at least 1"),
         ("train.epochs=true", "[train] epochs = true; expected a whole number"),
@@ -175,6 +178,11 @@ def test_an_override_that_names_no_key(override: str) -> None:
         ("eval.holdout=-0.1", "[eval] holdout"),
         ("eval.holdout=nan", "[eval] holdout"),
         ("eval.holdout=true", "[eval] holdout = true"),
+        ("eval.fold=0/5", '[eval] fold = "0/5"; expected "2/5" for the second of five folds'),
+        ("eval.fold=6/5", '[eval] fold = "6/5"'),
+        ("eval.fold=1/1", '[eval] fold = "1/1"'),
+        ("eval.fold=1/1001", '[eval] fold = "1/1001"'),
+        ("eval.fold=0.5", "[eval] fold = 0.5"),
         ("model.kind=1", "[model] kind = 1"),
         ("model.l2=inf", "[model] l2 = inf; expected a finite number"),
         ("model.born=1979-05-27", "[model] born"),
@@ -302,7 +310,7 @@ def test_a_file_that_is_not_utf8(tmp_path: Path) -> None:
 def test_the_text_of_a_job_is_canonical(tmp_path: Path) -> None:
     reordered = "".join(f"\n[{section}" for section in reversed(FULL.split("\n[")[1:]))
     assert job_to_json(load_job(write(tmp_path, reordered), [])) == job_to_json(HOUSES)
-    assert job_to_json(HOUSES).startswith('{"data":{"chunk-rows":100,')
+    assert job_to_json(HOUSES).startswith('{"data":{"categorical":[],"chunk-rows":100,')
 
 
 names = st.from_regex(r"[a-z][a-z0-9]{0,8}", fullmatch=True)
@@ -350,8 +358,22 @@ jobs = st.builds(
         name=st.sampled_from([name for name in OPTIMIZERS if name != "add"]),
         settings=optimizer_settings,
     ),
-    eval=st.builds(EvalSettings, every=st.integers(0, 10**6), holdout=st.floats(0, 1, exclude_max=True)),
+    eval=st.builds(
+        EvalSettings,
+        every=st.integers(0, 10**6),
+        holdout=st.floats(0, 1, exclude_max=True),
+        fold=st.sampled_from([None, Fold(1, 2), Fold(5, 5), Fold(1, 1000)]),
+    ),
 )
+
+
+@under(suppress_health_check=[HealthCheck.too_slow], deadline=None)  # on a busy machine
+@given(jobs)
+def test_a_job_file_that_is_written_gives_the_job_back(job: Job) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory, "job.toml")
+        file.write_text(job_to_toml(job), encoding="utf-8", newline="")
+        assert load_job(file, ()) == job
 
 
 @under(suppress_health_check=[HealthCheck.too_slow], deadline=None)  # on a busy machine

@@ -1,0 +1,1 @@
+"""What the textbooks say of stochastic gradients, tried on a cluster: an experiment a file."""

@@ -1,0 +1,51 @@
+"""Rows that cannot be used: they end the work, or are left out and counted."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+from psworker.data.rows import Fault, Kind
+from psworker.errors import DataError
+
+__all__ = ["BadRows"]
+
+_log = logging.getLogger(__name__)
+
+
+class BadRows:
+    """What `[data] on-error` and `missing` say of bad rows, and those that were left out.
+
+    Args:
+        skipped: the kinds that are left out; rows of other kinds are errors.
+    """
+
+    def __init__(self, skipped: frozenset[Kind]) -> None:
+        self._skipped = skipped
+        self._counts: Counter[str] = Counter()
+        self._seen: set[tuple[object, ...]] = set()
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """How many rows were left out for which reason. A chunk that is read again counts once."""
+        return dict(self._counts)
+
+    def leave_out(
+        self, faults: Sequence[Fault], piece: tuple[object, ...], error: Callable[[Fault], DataError]
+    ) -> None:
+        """Count the faults of `piece`, a chunk or part of one; log the first of each kind.
+
+        Raises:
+            DataError: of the first one that is not to be left out, as `error` makes it.
+        """
+        for fault in faults:
+            if fault.kind not in self._skipped:
+                raise error(fault)
+        if not faults or piece in self._seen:
+            return
+        self._seen.add(piece)
+        for fault in faults:
+            if not self._counts[fault.kind]:
+                _log.warning('%s (this row is left out, and so are others of "%s")', error(fault), fault.kind)
+            self._counts[fault.kind] += 1

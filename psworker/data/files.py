@@ -1,0 +1,179 @@
+"""The files that `[data] source` names, and how they are opened: here, in an object store, or packed.
+
+A source is a path, a pattern such as "part-*.csv", a URL of an object store ("s3://bucket/part-*.csv", of
+whatever fsspec has a driver for), or a list of these. A file whose name ends in .gz, .bz2, .xz or .zst
+cannot be read from its middle: see `spool`.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO, Final, Protocol, cast
+
+from psworker.data.spool import PACKED, unpack
+from psworker.errors import DataError
+
+__all__ = ["File", "LocalFile", "expand", "open_file", "unpacked"]
+
+_REMEDY: Final = "correct [data] source or the file"
+_INSTALL: Final = {
+    "s3": "'asyncps[s3]'",
+    "s3a": "'asyncps[s3]'",
+    "gs": "'asyncps[object-store]' gcsfs",
+    "gcs": "'asyncps[object-store]' gcsfs",
+    "az": "'asyncps[object-store]' adlfs",
+    "abfs": "'asyncps[object-store]' adlfs",
+    "abfss": "'asyncps[object-store]' adlfs",
+}
+_BLOCK: Final = 4 << 20  # bytes that are asked of an object store at once
+
+
+class File(Protocol):
+    """A file that can be opened any number of times, and read from its middle."""
+
+    @property
+    def path(self) -> str:
+        """Its name, for messages."""
+
+    @property
+    def size(self) -> int:
+        """Its bytes. Raises DataError if it is not there."""
+
+    def open(self) -> BinaryIO:
+        """It, from its beginning. Raises OSError."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalFile:
+    """A regular file of this machine."""
+
+    path: str
+
+    @property
+    def size(self) -> int:
+        """See `File`."""
+        with open_file(self) as file:
+            return os.fstat(file.fileno()).st_size
+
+    def open(self) -> BinaryIO:
+        """See `File`."""
+        # Opening a pipe would wait for a writer; it could not be read in chunks anyway.
+        if not stat.S_ISREG(os.stat(self.path).st_mode):
+            raise DataError(self.path, None, "not a regular file; give the path of a file")
+        return open(self.path, "rb")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RemoteFile:
+    """An object that fsspec opens; ranges of it are asked for as they are read."""
+
+    path: str
+    files: Any
+    key: str
+
+    @property
+    def size(self) -> int:
+        """See `File`."""
+        with _naming(self.path):
+            return int(self.files.info(self.key)["size"])
+
+    def open(self) -> BinaryIO:
+        """See `File`."""
+        return cast("BinaryIO", self.files.open(self.key, "rb", block_size=_BLOCK))
+
+
+@contextmanager
+def open_file(file: File) -> Iterator[BinaryIO]:
+    """Open a file for reading; what the system or the object store refuses becomes a DataError."""
+    with _naming(file.path), file.open() as opened:
+        yield opened
+
+
+def expand(source: str | Iterable[str]) -> tuple[File, ...]:
+    """The files of a source in their order: as listed, and those of a pattern sorted by name.
+
+    Packed files are unpacked. Raises DataError for a pattern of no file, and for what cannot be unpacked.
+    """
+    places = [source] if isinstance(source, str) else source
+    return tuple(unpacked(file) for place in places for file in _found(place))
+
+
+def unpacked(file: File) -> File:
+    """The file as it is without its packing."""
+    packing = packing_of(file.path)
+    if packing is None:
+        return file
+    with open_file(file) as packed:
+        return unpack(file.path, packed, packing)
+
+
+def packing_of(path: str) -> str | None:
+    """How a file is packed, by the end of its name: "gz", "bz2", "xz", "zst", or not at all."""
+    extension = PurePosixPath(path).suffix.lower().removeprefix(".")
+    return extension if extension in PACKED else None
+
+
+def _found(place: str) -> list[File]:
+    scheme, separator, rest = place.partition("://")
+    if separator and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme):
+        return _found_remotely(place, scheme.lower(), rest)
+    if os.path.exists(place) or not glob.has_magic(place):
+        return [LocalFile(place)]
+    return _some([LocalFile(path) for path in sorted(glob.glob(place, recursive=True))], place)
+
+
+def _found_remotely(url: str, scheme: str, rest: str) -> list[File]:
+    try:
+        from fsspec.core import url_to_fs  # noqa: PLC0415 (an extra)
+
+        files, key = url_to_fs(f"{scheme}://{rest}", use_listings_cache=False)
+    except ImportError as error:
+        install = _INSTALL.get(scheme, "'asyncps[object-store]' and the driver")
+        raise DataError(url, None, f"needs a driver ({error}); pip install {install}") from error
+    except Exception as error:
+        raise DataError(url, None, f"{error or type(error).__name__}; {_REMEDY}") from error
+    if not glob.has_magic(key):
+        return [RemoteFile(url, files, key)]
+    with _naming(url):
+        keys = sorted(files.glob(key))
+    return _some([RemoteFile(f"{scheme}://{one.lstrip('/')}", files, one) for one in keys], url)
+
+
+def _some(found: list[Any], place: str) -> list[File]:
+    if not found:
+        raise DataError(place, None, "no file has such a name; correct [data] source")
+    return found
+
+
+@contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Turn what goes wrong with a file into a DataError; drivers raise errors of their own."""
+    try:
+        yield
+    except DataError:
+        raise
+    except FileNotFoundError as error:
+        raise DataError(path, None, f"No such file or directory; {_REMEDY}") from error
+    except OSError as error:
+        raise DataError(path, None, f"{error.strerror or error}; {_REMEDY}") from error
+    except Exception as error:
+        if not _of_a_driver(error):
+            raise
+        raise DataError(path, None, f"{type(error).__name__}: {error}; {_REMEDY}") from error
+
+
+def _of_a_driver(error: Exception) -> bool:
+    return type(error).__module__.partition(".")[0] in {
+        "botocore",
+        "aiobotocore",
+        "aiohttp",
+        "fsspec",
+        "s3fs",
+    }

@@ -1,0 +1,158 @@
+"""A source of rows in columns, whatever the format: split, bad rows, missing values, scales, features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from psworker.data.bad_rows import BadRows
+from psworker.data.batch import Batch
+from psworker.data.features import Design
+from psworker.data.rows import Fault, Kind, Rows, Table
+from psworker.data.split import Holdout, Split, rows_of
+from psworker.data.survey import Adjustment, Survey
+from psworker.errors import DataError
+from psworker.job import DataSettings
+
+__all__ = ["TabularSource", "open_table"]
+
+_ALL_KINDS: Final[frozenset[Kind]] = frozenset(("fields", "number", "missing", "target", "encoding", "entry"))
+_NO_VALUE: Final = 'no value; fill it in, remove the row, or set [data] missing to "zero", "mean" or "skip"'
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TabularSource:
+    """A `Source` of the rows of `table`.
+
+    `adjustment` is None until the survey is over. `shift`: (numeric,) float64, a value of each column that
+    all workers find alike. `columns` are the names of what features are made of, where the files have names.
+    """
+
+    table: Table
+    design: Design
+    survey: Survey
+    bad_rows: BadRows
+    seed: int
+    holdout: Holdout
+    adjustment: Adjustment | None
+    shift: npt.NDArray[np.float64]
+    columns: tuple[str, ...] = ()
+
+    @property
+    def features(self) -> int:
+        """See `Source.features`."""
+        return self.design.features
+
+    @property
+    def hashed(self) -> bool:
+        """See `Source.hashed`."""
+        return self.design.hashed
+
+    @property
+    def classes(self) -> int | None:
+        """See `Source.classes`: known where [data] classes lists them."""
+        return len(self.survey.classes) or None
+
+    @property
+    def chunks(self) -> int:
+        """See `Source.chunks`."""
+        return self.table.chunks
+
+    @property
+    def wants_survey(self) -> bool:
+        """See `Source.wants_survey`."""
+        return self.survey.wanted
+
+    @property
+    def skipped(self) -> Mapping[str, int]:
+        """See `Source.skipped`."""
+        return self.bad_rows.counts
+
+    def read(self, chunk: int, split: Split, part: int | None = None) -> Batch:
+        """See `Source.read`. Only the rows asked for are parsed; errors in others are not seen."""
+        if self.adjustment is None:
+            raise ValueError("the source is not informed; add up the statistics of all chunks first")
+        rows = self.rows(chunk, split, part)
+        x, keys = self.design.of(rows, self.adjustment.numbers(rows.numbers))
+        return Batch(x, rows.target, keys, self.adjustment.weight(rows.target))
+
+    def statistics(self, chunk: int) -> dict[str, npt.NDArray[np.float64]]:
+        """See `Source.statistics`."""
+        rows = self.rows(chunk, "train")
+        return self.survey.statistics(rows, self.shift, chunk, self.chunks)
+
+    def informed(self, totals: Mapping[str, npt.NDArray[Any]]) -> Self:
+        """See `Source.informed`."""
+        return replace(self, adjustment=self.survey.adjustment(totals, self.shift))
+
+    def rows(self, chunk: int, split: Split, part: int | None = None) -> Rows:
+        """The rows of a split that can be used, before they are features. Raises as `read` does."""
+
+        def wanted(count: int) -> npt.NDArray[np.intp]:
+            return rows_of(split, count, seed=self.seed, chunk=chunk, holdout=self.holdout)
+
+        rows, faults = self.table.read(chunk, wanted, part)
+        if self.survey.missing in ("error", "skip") and np.isnan(rows.numbers).any():
+            lacking = np.isnan(rows.numbers)
+            bad = np.logical_or.reduce(lacking, 1)
+            faults = faults + self._without_value(rows.index[bad], lacking[bad])
+            rows = rows.where(~bad)
+        faults.sort(key=lambda fault: fault.index)
+        self.bad_rows.leave_out(faults, (chunk, split, part), lambda fault: self._error(chunk, fault))
+        return rows
+
+    def _without_value(self, index: npt.NDArray[np.int64], lacking: npt.NDArray[np.bool_]) -> list[Fault]:
+        columns = self.survey.columns
+        return [
+            Fault(int(row), "missing", _NO_VALUE, None if columns is None else columns[first])
+            for row, first in zip(index, lacking.argmax(1), strict=True)
+        ]
+
+    def _error(self, chunk: int, fault: Fault) -> DataError:
+        at = self.table.position(chunk, fault.index)
+        return DataError(at.path, at.line, fault.reason, column=fault.column, row=at.row)
+
+
+def open_table(
+    table: Table,
+    design: Design,
+    survey: Survey,
+    data: DataSettings,
+    *,
+    seed: int,
+    holdout: Holdout,
+    columns: tuple[str, ...] = (),
+) -> TabularSource:
+    """The source of a table; where a survey is wanted, the first chunk is read once.
+
+    `columns`: the names of what its features are made of, where they have names.
+
+    Raises JobError if what the survey would have to keep is too much, DataError for what `Table.read` does.
+    """
+    shift = np.zeros(survey.features)
+    adjustment = None if survey.wanted else survey.known()
+    bad_rows = BadRows(_skipped_kinds(data))
+    source = TabularSource(table, design, survey, bad_rows, seed, holdout, adjustment, shift, columns)
+    if not survey.wanted:
+        return source
+    survey.check(table.chunks)
+    return replace(source, shift=_first_values(source.rows(0, "train").numbers))
+
+
+def _skipped_kinds(data: DataSettings) -> frozenset[Kind]:
+    if data.on_error == "skip":
+        return _ALL_KINDS
+    return frozenset(("missing",)) if data.missing == "skip" else frozenset()
+
+
+def _first_values(numbers: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """The first value in each column, 0 where there is none."""
+    if not len(numbers):
+        return np.zeros(numbers.shape[1])
+    there = ~np.isnan(numbers)
+    first = numbers[there.argmax(0), np.arange(numbers.shape[1])]
+    return np.where(there.any(0), first, 0).astype(np.float64)

@@ -1,0 +1,1 @@
+"""Learning from streams that do not end, and predicting meanwhile."""

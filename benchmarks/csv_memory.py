@@ -2,17 +2,15 @@
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.arguments import positive_int
 from benchmarks.columns import align
-from benchmarks.peaks import peaks_of
+from benchmarks.peaks import watched
 from benchmarks.progress import progress_on
 from benchmarks.sizes import parse_size
 
@@ -20,7 +18,6 @@ LIMIT_BYTES = 300_000_000
 COLUMNS = 20
 
 _BLOCK_ROWS = 100_000
-_LOOK_EVERY = 0.05  # seconds between two looks; the kernel keeps each process's peak itself
 
 
 def main(arguments: list[str]) -> int:
@@ -82,13 +79,4 @@ def train(path: Path, workers: int) -> tuple[dict[str, dict[str, float]], dict[s
     )  # fmt: skip
     flags = [flag for setting in settings for flag in ("--set", setting)]
     command = [sys.executable, "-m", "psctl", "train", "--workers", str(workers), "--format", "json", *flags]
-    peaks: dict[str, int] = {}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        while process.poll() is None:
-            for name, peak in peaks_of(process.pid):
-                peaks[name] = max(peak, peaks.get(name, 0))
-            time.sleep(_LOOK_EVERY)
-        output = process.stdout.read() if process.stdout else ""
-    if process.returncode:
-        raise SystemExit(f"csv-memory: psctl train ended with exit code {process.returncode}")
-    return json.loads(output.splitlines()[-1]), peaks
+    return watched(command)

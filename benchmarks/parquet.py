@@ -7,10 +7,8 @@ the same held-out rows.
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +16,12 @@ from benchmarks.arguments import positive_int
 from benchmarks.columns import align
 from benchmarks.measured_page import with_figures
 from benchmarks.parquet_data import CATEGORIES, NUMBERS, Written, write_parquet
-from benchmarks.peaks import peaks_of
+from benchmarks.peaks import watched
 from benchmarks.progress import progress_on
 from psworker.job import job_from_json, job_to_json, load_job
 
 LIMIT_BYTES = 500_000_000
 BUCKETS = 256
-
-_LOOK_EVERY = 0.05  # seconds between two looks; the kernel keeps each process's peak itself
 
 
 def main(arguments: list[str]) -> int:
@@ -115,7 +111,7 @@ def _cluster(text: str, workers: int) -> dict[str, Any]:
         for flag in ("--set", f"{section}.{key}={_toml(value)}")
     ]
     command = [sys.executable, "-m", "psctl", "train", "--workers", str(workers), "--format", "json", *flags]
-    result, peaks = _watched(command)
+    result, peaks = watched(command)
     return {
         "examples": result["examples"],
         "seconds": result["seconds"],
@@ -126,7 +122,7 @@ def _cluster(text: str, workers: int) -> dict[str, Any]:
 
 def _peer(text: str) -> dict[str, Any]:
     assert job_to_json(job_from_json(text)) == text
-    result, peaks = _watched([sys.executable, "-m", "benchmarks.parquet_sklearn", text])
+    result, peaks = watched([sys.executable, "-m", "benchmarks.parquet_sklearn", text])
     return {**result, "peaks": peaks}
 
 
@@ -135,20 +131,6 @@ def _toml(value: object) -> str:
     if isinstance(value, dict):
         return "{" + ", ".join(f"{json.dumps(key)} = {_toml(one)}" for key, one in value.items()) + "}"
     return json.dumps(value)
-
-
-def _watched(command: list[str]) -> tuple[dict[str, Any], dict[str, int]]:
-    """Run a command; return the JSON object of its last line, and the peak resident bytes of each process."""
-    peaks: dict[str, int] = {}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        while process.poll() is None:
-            for name, peak in peaks_of(process.pid):
-                peaks[name] = max(peak, peaks.get(name, 0))
-            time.sleep(_LOOK_EVERY)
-        output = process.stdout.read() if process.stdout else ""
-    if process.returncode:
-        raise SystemExit(f"parquet: {' '.join(command[1:4])} ended with exit code {process.returncode}")
-    return json.loads(output.splitlines()[-1]), peaks
 
 
 def render_text(report: dict[str, Any]) -> str:

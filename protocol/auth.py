@@ -37,6 +37,7 @@ from protocol.messages import (
     Decide,
     Describe,
     Diverged,
+    Drift,
     Ended,
     Finish,
     Heartbeat,
@@ -116,6 +117,7 @@ LEAST_ROLE: Final[dict[type[Request], Role]] = {
     Lease: Role.WORKER,
     Finish: Role.WORKER,
     Diverged: Role.WORKER,
+    Drift: Role.WORKER,
     Marker: Role.WORKER,
     # an operator's
     Set: Role.ADMIN,

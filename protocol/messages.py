@@ -49,6 +49,8 @@ __all__ = [
     "Described",
     "Diverged",
     "Done",
+    "Drift",
+    "DriftHeard",
     "Empty",
     "Ended",
     "Epoch",
@@ -312,7 +314,7 @@ class Plan:
     the job is over when so many evaluations in a row have not bettered the measure ``monitor`` by more than
     ``min_delta``. With ``stream`` the chunks are those of an endless stream, one for each of its partitions.
     Where the job has diverged it goes back to a checkpoint, at most ``returns`` times, and its rate is
-    multiplied by ``rate_factor``.
+    multiplied by ``rate_factor``. When its stream has drifted the rate becomes ``raised_rate``, for a while.
     """
 
     text: str
@@ -329,6 +331,7 @@ class Plan:
     stream: bool = False
     rate_factor: Factor = RATE_FACTOR
     returns: int = RETURNS
+    raised_rate: Rate = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -405,8 +408,8 @@ class Attached:
 class Joined:
     """The worker's identity, its first step, and the job's plan where there is one.
 
-    It sends ``heartbeat`` every ``heartbeat`` seconds. ``timeline`` is as in ``Attached``, ``rate`` as in
-    ``Beat``.
+    It sends ``heartbeat`` every ``heartbeat`` seconds. ``timeline`` is as in ``Attached``, ``rate`` and
+    ``drifts`` as in ``Beat``.
     """
 
     job: Name
@@ -421,19 +424,21 @@ class Joined:
     plan: Plan | None = None
     timeline: int = 0
     rate: float = 1.0
+    drifts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Beat:
     """The job's membership epoch and staleness; no worker's clock is below ``since`` any more.
 
-    The servers multiply all learning rates by ``rate``.
+    The servers multiply all learning rates by ``rate``. ``drifts`` of the job's stream were acted on so far.
     """
 
     epoch: int
     staleness: float
     since: int
     rate: float = 1.0
+    drifts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -501,6 +506,14 @@ class Leased:
     chunk: int
     part: int | None = None
     skip: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DriftHeard:
+    """Whether the worker that has found a drift is to act on it, and how many drifts were acted on so far."""
+
+    acts: bool
+    drifts: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -761,6 +774,21 @@ class Diverged:
 
 
 @dataclass(frozen=True, slots=True)
+class Drift:
+    """The stream has drifted, says a worker that knows of ``known`` drifts that were acted on before.
+
+    Of several that find the same drift the first acts on it; the others know of fewer than there are. The
+    job's rate becomes the plan's ``raised_rate``. With ``over`` that is long enough ago: a rate that is still
+    what it was raised to becomes 1 again.
+    """
+
+    op: ClassVar[str] = "drift"
+    reply: ClassVar[type] = DriftHeard
+    known: int
+    over: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """Ask for the state of the cluster."""
 
@@ -962,13 +990,13 @@ class Install:
 Step = Push | PushPull
 Request = (
     Auth | Hello | Ping | Init | Pull | Push | PushPull | Reset | Attach | Join | Leave | Heartbeat | Create
-    | Initialised | Describe | Lease | Finish | Diverged | Set | Status | Checkpoint | Restore | Marker | Mark
-    | JoinShard | ShardBeat | Announce | Ended | Decide | Hold | Cut | Release | Saved | Completed | Load
-    | Install
+    | Initialised | Describe | Lease | Finish | Diverged | Drift | Set | Status | Checkpoint | Restore
+    | Marker | Mark | JoinShard | ShardBeat | Announce | Ended | Decide | Hold | Cut | Release | Saved
+    | Completed | Load | Install
 )  # fmt: skip
 Reply = (
     Empty | Welcome | Challenge | Attached | Joined | Beat | ShardJoined | Created | Described | Pushed
-    | Pulled | Leased | StatusReport | Checkpointed
+    | Pulled | Leased | DriftHeard | StatusReport | Checkpointed
 )  # fmt: skip
 
 REQUESTS: Final[tuple[type[Request], ...]] = Request.__args__

@@ -192,7 +192,7 @@ class JobStatus:
 
     ``step`` is the furthest live worker's clock. ``dropped`` counts gradients that came too late for their
     step, ``longest_wait`` is the longest that a step has waited so far, in seconds, both on shard 0. All
-    learning rates are multiplied by ``rate``.
+    learning rates are multiplied by ``rate``. ``drifts`` of its stream were acted on.
     """
 
     name: Name
@@ -208,6 +208,7 @@ class JobStatus:
     longest_wait: float
     history: History = History()
     rate: float = 1.0
+    drifts: int = 0
 
 
 @dataclass(frozen=True, slots=True)

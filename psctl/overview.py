@@ -94,10 +94,11 @@ def _ago(seconds: float) -> str:
 
 
 def how_kept_together(job: JobStatus) -> str:
-    """Return a job's staleness, its backup workers if it has any, and its rate where it is not 1."""
+    """Return a job's staleness, its backup workers if it has any, its rate where it is not 1, its drifts."""
     backup = f", {plural(job.backup_workers, 'backup worker')}" if job.backup_workers else ""
     rate = "" if job.rate == 1.0 else f", learning rate x {job.rate:g}"
-    return f"{togetherness(job.staleness)} (staleness {job.staleness:.0f}){backup}{rate}"
+    drifts = f", {plural(job.drifts, 'drift')} of the stream" if job.drifts else ""
+    return f"{togetherness(job.staleness)} (staleness {job.staleness:.0f}){backup}{rate}{drifts}"
 
 
 def _job(job: JobStatus, width: int) -> RenderableType:

@@ -13,7 +13,7 @@ from psserver.decisions import StepDecisions
 from psserver.leases import Ledger
 from psserver.membership import Membership, Worker
 
-__all__ = ["Job", "Returns"]
+__all__ = ["Drifts", "Job", "Returns"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,25 @@ class Returns:
     count: int = 0
     checkpoint: int = 0
     timeline: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Drifts:
+    """How many drifts of a job's stream were acted on, the last of them by which worker (0: none)."""
+
+    count: int = 0
+    worker: int = 0
+
+    def acted_on(self, by: int, known: int) -> Drifts:
+        """Return this with the drift that a worker has found which knows of ``known`` drifts.
+
+        It is the same if another worker was first, or this one asks again.
+        """
+        return Drifts(known + 1, by) if known >= self.count else self
+
+    def is_last(self, by: int, known: int) -> bool:
+        """Whether the last drift is the one that a worker has found which knew of ``known`` before."""
+        return self == Drifts(known + 1, by)
 
 
 @dataclass(slots=True)
@@ -47,6 +66,7 @@ class Job:
     since: int = 0
     rate: float = 1.0
     returns: Returns = Returns()
+    drifts: Drifts = Drifts()
     agreed: Beat = field(default_factory=lambda: Beat(0, math.inf, 0))
     furthest: int = 0
     ledger: Ledger | None = None

@@ -12,6 +12,7 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -30,6 +31,8 @@ from protocol.messages import (
     Decide,
     Describe,
     Described,
+    Drift,
+    DriftHeard,
     Empty,
     Ended,
     Epoch,
@@ -42,6 +45,7 @@ from protocol.messages import (
     Leased,
     Leave,
     Mark,
+    Reply,
     Set,
     Spec,
     Status,
@@ -147,7 +151,7 @@ class Coordinator:
         await followed
         failpoint("membership.announced")
         if epoch.number > job.agreed.epoch:
-            job.agreed = Beat(epoch.number, epoch.staleness, epoch.since, epoch.rate)
+            job.agreed = Beat(epoch.number, epoch.staleness, epoch.since, epoch.rate, job.drifts.count)
 
     def _may_announce(self, job: Job) -> bool:
         """Return whether a job's epoch may be told now.
@@ -403,16 +407,25 @@ class Coordinator:
             job.backup = request.backup_workers
         if staleness != job.staleness:
             self._change_staleness(job, staleness)
-        if request.rate is not None and request.rate != job.rate:
-            job.rate = request.rate
-            job.workers.epoch += 1
+        if request.rate is not None:
+            self._change_rate(job, request.rate)
         self._decide(job)
-        self._spawn(call.answer_with(self._announce_and_reply(job, call)))
+        self._say_changed(job)
+        self._spawn(call.answer_with(self._announce_and_reply(job, call, Empty())))
+
+    @staticmethod
+    def _say_changed(job: Job) -> None:
         _log.info(
             "job %s: staleness %g, %d backup workers, learning rate times %g",
             job.name, job.staleness, job.backup, job.rate,
             extra=_about("job.changed", job),
         )  # fmt: skip
+
+    @staticmethod
+    def _change_rate(job: Job, rate: float) -> None:
+        if rate != job.rate:
+            job.rate = rate
+            job.workers.epoch += 1
 
     def _change_staleness(self, job: Job, staleness: float) -> None:
         """Have all workers begin at one step; what they are at work on still counts as before it."""
@@ -430,9 +443,9 @@ class Coordinator:
         store = self._shard.jobs.get(job.name)
         return max(job.since, job.furthest, store.clocks.furthest if store is not None else 0)
 
-    async def _announce_and_reply(self, job: Job, call: Call) -> None:
+    async def _announce_and_reply(self, job: Job, call: Call, reply: Reply) -> None:
         await self._announce(job)
-        call.reply(Empty())
+        call.reply(reply)
 
     # --- who comes
 
@@ -535,7 +548,14 @@ class Coordinator:
             beat = (job.staleness, job.agreed.epoch, self._settings.heartbeat)
             clock = max(worker.begins or 0, job.since)  # the dial may have been turned meanwhile
             joined = Joined(
-                *identity, clock, self.links.addresses(), *beat, plan, self.links.timeline, job.agreed.rate
+                *identity,
+                clock,
+                self.links.addresses(),
+                *beat,
+                plan,
+                self.links.timeline,
+                job.agreed.rate,
+                job.drifts.count,
             )
             # If that were forgotten, nobody would miss its heartbeats, nor hear its votes.
             self._record(job, then=partial(call.reply, joined), changed=("job",))
@@ -697,6 +717,30 @@ class Coordinator:
         job, worker = self._worker(session, call.connection)
         job.workers.heartbeat(worker, request, self._clock())
         call.reply(job.agreed)
+
+    def drift(self, call: Call, session: Session, request: Drift) -> None:
+        """Let the first worker that has found a drift act on it, and raise the rate; or lower it again.
+
+        Raises:
+            BadRequest: the job learns from no stream.
+        """
+        job, worker = self._worker(session, call.connection)
+        plan = self._ledger(job).plan
+        if not plan.stream:
+            raise BadRequest("a job whose data is in chunks has no drifts", field="op", value=request.op)
+        former, rate = job.drifts, job.rate
+        if request.over:
+            if job.rate == plan.raised_rate and request.known == job.drifts.count:
+                self._change_rate(job, 1.0)
+        else:
+            job.drifts = job.drifts.acted_on(worker.id, request.known)
+            job.agreed = replace(job.agreed, drifts=job.drifts.count)
+            if job.drifts != former and plan.raised_rate != 1.0:
+                self._change_rate(job, plan.raised_rate)
+        if job.rate != rate:
+            self._say_changed(job)
+        acts = not request.over and job.drifts.is_last(worker.id, request.known)
+        self._spawn(call.answer_with(self._announce_and_reply(job, call, DriftHeard(acts, job.drifts.count))))
 
     def lease(self, call: Call, session: Session, request: Lease) -> None:
         """Hand out work, at once or when there is some."""
@@ -892,6 +936,7 @@ class Coordinator:
             longest_wait=store.longest_wait if store else 0.0,
             history=past.status(now) if past is not None else History(),
             rate=job.rate,
+            drifts=job.drifts.count,
         )
 
     def waits(self) -> list[Wait]:

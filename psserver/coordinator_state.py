@@ -20,7 +20,7 @@ from protocol.fields import array_decoder, array_encoder
 from protocol.messages import WORK_KINDS, Empty, Finish, Leased, Plan
 from protocol.sequences import fingerprint_of_work
 from psserver.catalogue import TensorCatalogue
-from psserver.coordinated_job import Job, Returns
+from psserver.coordinated_job import Drifts, Job, Returns
 from psserver.decisions import StepDecisions
 from psserver.durability.log import Batch
 from psserver.leases import Ledger
@@ -44,6 +44,8 @@ _plain_plan: Final = array_encoder(Plan)
 _plan_from_plain: Final = array_decoder(Plan)
 _plain_returns: Final = array_encoder(Returns)
 _returns_from_plain: Final = array_decoder(Returns)
+_plain_drifts: Final = array_encoder(Drifts)
+_drifts_from_plain: Final = array_decoder(Drifts)
 
 
 def job_doc(job: Job, what: str) -> Any:
@@ -65,6 +67,7 @@ def _settings(job: Job) -> dict[str, Any]:
         "since": job.since,
         "rate": job.rate,
         "returns": _plain_returns(job.returns),
+        "drifts": _plain_drifts(job.drifts),
         "plan": None if job.ledger is None else _plain_plan(job.ledger.plan),
         "workers": job.workers.state(),
     }
@@ -139,6 +142,7 @@ def _job(name: str, settings: Mapping[str, Any], shards: int, failure: FailureSe
         since=settings["since"],
         rate=settings["rate"],
         returns=_returns_from_plain(settings["returns"], "returns"),
+        drifts=_drifts_from_plain(settings["drifts"], "drifts"),
     )
 
 

@@ -53,6 +53,7 @@ from protocol.messages import (
     Decide,
     Describe,
     Diverged,
+    Drift,
     Empty,
     Ended,
     Finish,
@@ -871,6 +872,8 @@ def _ask(coordinator: Coordinator, call: Call, session: Session, request: Any) -
             coordinator.lease(call, session, request)
         case Finish():
             coordinator.finish(call, session, request)
+        case Drift():
+            coordinator.drift(call, session, request)
         case Attach():
             coordinator.attach(call, session, request)
         case Join():

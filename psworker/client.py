@@ -39,6 +39,8 @@ from protocol.messages import (
     Describe,
     Diverged,
     Done,
+    Drift,
+    DriftHeard,
     Finish,
     Heartbeat,
     Hello,
@@ -200,6 +202,7 @@ class Client:
         name: this worker's name; "" for an observer.
         staleness: the job's, as of the last heartbeat.
         rate: what the servers multiply the job's learning rates by, as of the last heartbeat.
+        drifts: of the job's stream that were acted on, as of the last heartbeat.
         clock: the step that this worker is in.
         joined: what the coordinator said on joining; None for an observer.
         plan: the job's work, with its text; None: it was made without.
@@ -219,6 +222,7 @@ class Client:
         self.name = settings.name or ""
         self.staleness = math.inf
         self.rate = 1.0
+        self.drifts = 0
         self.clock = 0
         self.joined: Joined | None = None
         self.plan: Plan | None = None
@@ -293,7 +297,7 @@ class Client:
         self._links[0].timeline = max(self._links[0].timeline, joined.timeline)
         self.job, self.name, self.staleness = joined.job, joined.name, joined.staleness
         self.clock, self._epoch, self._idle, self._work = joined.clock, joined.epoch, True, 0
-        self.rate = joined.rate
+        self.rate, self.drifts = joined.rate, joined.drifts
         self._leased.clear()
         self._marked = 0
         await self._open_links(joined.shards, _hello(joined.job, joined.worker, joined.incarnation))
@@ -398,6 +402,7 @@ class Client:
                 link.fail(error)  # without a coordinator nothing can go on
         elif error is None and self._is(incarnation):
             beat: Beat = answer.result()[0]
+            self.drifts = max(self.drifts, beat.drifts)
             if beat.epoch > self._epoch:
                 self._epoch, self.staleness, self.rate = beat.epoch, beat.staleness, beat.rate
                 self.clock = max(self.clock, beat.since)
@@ -775,6 +780,36 @@ class Client:
                 await asyncio.sleep(_OTHER_TIMELINE_PAUSE)
         await self.rejoin()
         return self.rate
+
+    # --- when the job's stream has drifted
+
+    async def drift(self, known: int) -> bool:
+        """Say that the stream has drifted; the job's rate becomes the plan's ``raised_rate``.
+
+        Args:
+            known: how many drifts that were acted on this worker has heard of.
+
+        Returns:
+            Whether this worker is to act on it: another one that has found the same drift was not first.
+
+        Raises:
+            PSError: the cluster refuses, is lost, or this worker is out.
+        """
+        return await self._say_drift(Drift(known))
+
+    async def drift_over(self, known: int) -> None:
+        """Say that a drift is over: the rate is 1 again, unless it was changed or there is a newer drift.
+
+        Raises:
+            PSError: as ``drift``.
+        """
+        await self._say_drift(Drift(known, over=True))
+
+    async def _say_drift(self, request: Drift) -> bool:
+        heard: DriftHeard
+        heard, _ = await self._answer(self._links[0].send(request))
+        self.drifts = max(self.drifts, heard.drifts)
+        return heard.acts
 
     # --- pieces of the above
 

@@ -62,7 +62,7 @@ async def work(settings: WorkerSettings, metrics: WorkerMetrics, speaker: Speake
     job = settings.job or await _job_of_cluster(settings)
     speaker.tell = lambda: {"job": job.name, "worker": settings.name}
     optimizer = optimizer_of(job.optimizer)
-    part = await part_of(job, settings.server, Credentials(settings.access), settings.reconnect_for)
+    part = await part_of(job, settings.reconnect_for)
     metrics.skipped = part.skipped
     _log.info(
         "joining job %s at %s; workers that it starts with: %d", job.name, settings.server, job.train.workers

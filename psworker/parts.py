@@ -8,11 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from protocol.addresses import split_address
-from protocol.credentials import Credentials
-from protocol.messages import Plan, Set
+from protocol.messages import Plan
 from protocol.optimizers import Add, Optimizer
-from psworker.asking import change, fetch_status
 from psworker.client import Client
 from psworker.data import Source, open_source
 from psworker.data.tabular import TabularSource
@@ -22,7 +19,7 @@ from psworker.metrics import WorkerMetrics
 from psworker.models import EvaluatedModel, Model, OwnRule, build_model
 from psworker.online.opening import open_streams
 from psworker.online.rows import Rows
-from psworker.online.trainer import Rate, StreamTrainer
+from psworker.online.trainer import StreamTrainer
 from psworker.pieces import check_pieces
 from psworker.training import Trainer
 
@@ -53,13 +50,11 @@ class Part:
     skipped: Callable[[], Mapping[str, int]]
 
 
-async def part_of(job: Job, server: str, credentials: Credentials, reconnect_for: float) -> Part:
+async def part_of(job: Job, reconnect_for: float) -> Part:
     """Open what a job learns from, and make its model.
 
     Args:
         job: what is trained.
-        server: the coordinator's ``HOST:PORT``.
-        credentials: who this worker is.
         reconnect_for: seconds to keep trying while something is not there.
 
     Raises:
@@ -67,7 +62,7 @@ async def part_of(job: Job, server: str, credentials: Credentials, reconnect_for
     """
     if job.stream is None:
         return await _chunks(job)
-    return await _stream(job, job.stream, _rate_of(job.name, server, credentials), reconnect_for)
+    return await _stream(job, job.stream, reconnect_for)
 
 
 def check(job: Job) -> None:
@@ -154,11 +149,17 @@ def _check_nothing_is_dropped(job: Job, model: Model, source: Source) -> None:
 # --- streams
 
 
-async def _stream(job: Job, stream: StreamSettings, rate: Rate, reconnect_for: float) -> Part:
+async def _stream(job: Job, stream: StreamSettings, reconnect_for: float) -> Part:
     rows, model = _model_of_stream(job, stream)
     streams = await open_streams(stream, workers=job.train.workers, reconnect_for=reconnect_for)
     plan = Plan(
-        job_to_json(job), chunks=streams.partitions, epochs=1, evaluate_every=0, seed=job.seed, stream=True
+        job_to_json(job),
+        chunks=streams.partitions,
+        epochs=1,
+        evaluate_every=0,
+        seed=job.seed,
+        stream=True,
+        raised_rate=stream.raised_rate if stream.on_drift == "raise-rate" else 1.0,
     )
 
     def learner(client: Client, metrics: WorkerMetrics) -> Learner:
@@ -172,7 +173,6 @@ async def _stream(job: Job, stream: StreamSettings, rate: Rate, reconnect_for: f
             share=-(-streams.partitions // job.train.workers),
             seed=job.seed,
             metrics=metrics,
-            rate=rate,
         )
 
     return Part(plan, learner, dict)  # what a stream leaves out is logged as it comes
@@ -189,16 +189,3 @@ def _model_of_stream(job: Job, stream: StreamSettings) -> tuple[Rows, Model]:
             "models whose optimizer adds, such as kmeans and linear-exact; others forget as they learn"
         )
     return rows, model
-
-
-def _rate_of(job: str, server: str, credentials: Credentials) -> Rate:
-    host, port = split_address(server)
-
-    async def get() -> float:
-        status = await fetch_status(host, port, credentials=credentials)
-        return next((one.rate for one in status.jobs if one.name == job), 1.0)
-
-    async def set_to(rate: float) -> None:
-        await change(host, port, Set(job, rate=rate), credentials=credentials)
-
-    return Rate(get, set_to)

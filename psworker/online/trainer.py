@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-import numpy as np
 import numpy.typing as npt
 
 from protocol.errors import Fenced
@@ -37,29 +36,15 @@ from psworker.online.rows import MakeBatch, Rows
 from psworker.online.truce import Truce
 from psworker.served import ServedModel
 
-__all__ = ["Rate", "StreamTrainer"]
+__all__ = ["StreamTrainer"]
 
 _log = logging.getLogger(__name__)
 
 _MORE_EVERY: Final = 5.0  # seconds between two looks for partitions that others have left
-_HEAR_EVERY: Final = 500  # examples between two looks at whether others have acted on a drift
 _TELL_EVERY: Final = 1.0  # seconds between two changes of what the metrics say
-
-_DRIFTS: Final = "stream.drifts"
-"""The tensor that counts the drifts that were acted on."""
 
 Array = npt.NDArray[Any]
 T = TypeVar("T")
-
-
-class Rate:
-    """What a job's learning rate is multiplied by, on the servers: how to look at it, and change it."""
-
-    def __init__(
-        self, get: Callable[[], Awaitable[float]], set_to: Callable[[float], Awaitable[None]]
-    ) -> None:
-        self.get = get
-        self.set_to = set_to
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +70,6 @@ class StreamTrainer:
         share: partitions that this worker takes as long as there may be others that want some.
         seed: of the initial rows of tables.
         metrics: where steps and measures are told.
-        rate: of the job.
     """
 
     def __init__(
@@ -100,7 +84,6 @@ class StreamTrainer:
         share: int,
         seed: int,
         metrics: WorkerMetrics,
-        rate: Rate,
     ) -> None:
         self._client = client
         self._model = model
@@ -112,7 +95,6 @@ class StreamTrainer:
         self._share = share
         self._seed = seed
         self._metrics = metrics
-        self._rate = rate
         self._served: ServedModel | None = None
         self._parameters: Mapping[str, Array] = {}
         self._beginning = asyncio.Lock()
@@ -123,7 +105,6 @@ class StreamTrainer:
         self._told = 0.0  # time at which the metrics were told last
         self._truce: Truce | None = None
         self._watch: Watch | None = None
-        self._heard = 0  # examples when the drifts acted on were looked at last
         self._computing = ThreadPoolExecutor(1, "compute")
 
     def stop(self) -> None:
@@ -281,8 +262,6 @@ class StreamTrainer:
                 await served.create()
                 if batch.keys is None:
                     self._parameters = await served.pull()
-                if self._settings.drift != "none":
-                    await self._client.create(_DRIFTS, np.zeros(1), Add())
                 self._served = served
         return self._served
 
@@ -345,9 +324,12 @@ class StreamTrainer:
 
     async def _look_for_drift(self, batch: Batch, seen: _Seen) -> None:
         examples = self._prequential.examples
-        truce = await self._hear(examples)
+        truce = self._hear(examples)
         if truce.lowers(examples) and self._settings.on_drift == "raise-rate":
-            await self._lower()
+            await self._client.drift_over(truce.acted)
+            _log.info(
+                "the learning rate is what it was", extra=about("drift.over", **self._client.identity())
+            )
         if not truce.watches(examples):
             self._watch = None
             return
@@ -358,47 +340,29 @@ class StreamTrainer:
             self._watch = None
             await self._react(truce, rise, examples)
 
-    async def _hear(self, examples: int) -> Truce:
-        """Look at times whether others have acted on a drift."""
+    def _hear(self, examples: int) -> Truce:
+        """Take note of what other workers have acted on, as the heartbeats tell."""
         if self._truce is None:
             settings = self._settings
-            self._truce = Truce(settings.cooldown, settings.raised_for, await self._acted())
-            self._heard = examples
-        elif self._settings.on_drift != "report" and examples - self._heard >= _HEAR_EVERY:
-            self._heard = examples
-            self._truce.hear(await self._acted(), examples)
+            self._truce = Truce(settings.cooldown, settings.raised_for, self._client.drifts)
+        elif self._settings.on_drift != "report":
+            self._truce.hear(self._client.drifts, examples)
         return self._truce
-
-    async def _acted(self) -> int:
-        return int((await self._client.pull(_DRIFTS))[0])
 
     async def _react(self, truce: Truce, rise: float, examples: int) -> None:
         reaction = self._settings.on_drift
-        acted = await self._acted()
-        if reaction != "report" and truce.hear(acted, examples):
+        acts = await self._client.drift(truce.acted)
+        truce.hear(self._client.drifts, examples)
+        if not acts and reaction != "report":
             return  # another worker was first
-        truce.hear(acted + 1, examples)
         self._metrics.drifts.inc()
         _log.warning(
             "%s: the error has risen by %.2g after %d examples; %s",
             self._client.name, rise, examples, _REACTIONS[reaction],
             extra=about("drift.detected", rise=rise, examples=examples, **self._client.identity()),
         )  # fmt: skip
-        if reaction == "report":
-            return
-        await self._client.push({_DRIFTS: np.ones(1)})  # first: who comes after lowers what was raised
-        if reaction == "raise-rate":
-            await self._rate.set_to(self._settings.raised_rate)
-        elif self._served is not None:
+        if reaction == "restart" and self._served is not None:
             await self._served.reset()
-
-    async def _lower(self) -> None:
-        """Set the rate back to 1, unless it is not any more what it was raised to."""
-        if await self._rate.get() == self._settings.raised_rate:
-            await self._rate.set_to(1.0)
-            _log.info(
-                "the learning rate is what it was", extra=about("drift.over", **self._client.identity())
-            )
 
 
 _REACTIONS: Final = {

@@ -26,15 +26,15 @@ class Truce:
     def __init__(self, quiet: int, raised_for: int, acted: int) -> None:
         self._quiet = quiet
         self._raised_for = raised_for
-        self._acted = acted
+        self.acted = acted
         self._quiet_until = quiet
         self._lower_at: int | None = raised_for if acted else None
 
     def hear(self, acted: int, examples: int) -> bool:
         """Hear how many drifts were acted on by anybody; return whether there was a new one."""
-        if acted <= self._acted:
+        if acted <= self.acted:
             return False
-        self._acted = acted
+        self.acted = acted
         self._quiet_until = examples + self._quiet
         self._lower_at = examples + self._raised_for
         return True

@@ -1,13 +1,12 @@
 from pathlib import Path
 
-from protocol.credentials import Access, Credentials
 from psworker.job import job_from_json, load_job
 from psworker.parts import part_of
 
 
 async def columns_told(path: Path, *overrides: str) -> tuple[str, ...]:
     job = load_job(None, (f'data.source="{path}"', "data.target=y", "model.kind=linear", *overrides))
-    part = await part_of(job, "127.0.0.1:1", Credentials(Access()), 1.0)
+    part = await part_of(job, 1.0)
     return job_from_json(part.plan.text).data.columns
 
 

@@ -1,6 +1,6 @@
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from protocol.messages import Plan
+from protocol.messages import Plan, Set
 from protocol.optimizers import SGD, Add
+from psworker.asking import change
 from psworker.client import Client, connect
 from psworker.data import Batch
 from psworker.errors import DataError
@@ -20,7 +21,7 @@ from psworker.metrics import WorkerMetrics
 from psworker.models import LogisticRegression
 from psworker.online.records import Record
 from psworker.online.rows import Rows
-from psworker.online.trainer import Rate, StreamTrainer
+from psworker.online.trainer import StreamTrainer
 from tests.cluster import EAGER, durable_cluster, put_out, running_cluster
 
 Array = npt.NDArray[Any]
@@ -95,30 +96,12 @@ def numbers(count: int, first: int = 0) -> list[str]:
 
 
 @asynccontextmanager
-async def joined(address: str, streams: Lists, **settings: Any) -> AsyncIterator[Client]:
-    plan = Plan("text", streams.partitions, 1, 0, 0, stream=True)
+async def joined(
+    address: str, streams: Lists, raised_rate: float = 1.0, **settings: Any
+) -> AsyncIterator[Client]:
+    plan = Plan("text", streams.partitions, 1, 0, 0, stream=True, raised_rate=raised_rate)
     async with connect(address, plan=plan, **settings) as client:
         yield client
-
-
-class FakeRate:
-    """A learning rate that nobody serves."""
-
-    def __init__(self) -> None:
-        self.rates = [1.0]
-
-    async def get(self) -> float:
-        return self.rates[-1]
-
-    async def set_to(self, rate: float) -> None:
-        self.rates.append(rate)
-
-
-class Meddled(FakeRate):
-    """Somebody sets it to 0.5 whenever it was changed."""
-
-    async def set_to(self, rate: float) -> None:
-        self.rates += [rate, 0.5]
 
 
 def trainer(
@@ -128,10 +111,8 @@ def trainer(
     settings: StreamSettings = SETTINGS,
     *,
     metrics: WorkerMetrics | None = None,
-    rate: FakeRate | None = None,
     share: int = 1,
 ) -> StreamTrainer:
-    rate = rate or FakeRate()
     return StreamTrainer(
         client,
         model,
@@ -142,8 +123,13 @@ def trainer(
         share=share,
         seed=0,
         metrics=metrics or WorkerMetrics(),
-        rate=Rate(rate.get, rate.set_to),
     )
+
+
+def rates(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return what the coordinator has said that the job's rate is, whenever it was changed."""
+    told = [record for record in caplog.records if record.__dict__.get("event") == "job.changed"]
+    return [record.getMessage().rsplit(" ", 1)[1] for record in told]
 
 
 async def counted(client: Client) -> list[float]:
@@ -317,40 +303,62 @@ async def test_without_a_drift_there_is_none() -> None:
     assert drifts(metrics) == 0
 
 
-async def test_the_rate_is_raised_for_a_while() -> None:
-    streams, rate = Lists([DRIFTING], at_once=50), FakeRate()
-    settings = replace(SETTINGS, drift="adwin", on_drift="raise-rate", raised_rate=7.0)
-    async with running_cluster() as cluster, joined(cluster.address, streams) as client:
-        await trainer(client, LogisticRegression(1), streams, settings, rate=rate).run(SGD(lr=0.1))
-    assert rate.rates == [1.0, 7.0, 1.0]
+async def test_the_rate_is_raised_for_a_while(caplog: pytest.LogCaptureFixture) -> None:
+    streams = Lists([DRIFTING], at_once=50)
+    settings = replace(SETTINGS, drift="adwin", on_drift="raise-rate")
+    async with running_cluster() as cluster, joined(cluster.address, streams, raised_rate=7.0) as client:
+        with caplog.at_level(logging.INFO, "psserver.coordinator"):
+            await trainer(client, LogisticRegression(1), streams, settings).run(SGD(lr=0.1))
+    assert rates(caplog) == ["7", "1"]
 
 
 async def test_a_rate_that_somebody_else_has_set_is_left_alone() -> None:
-    streams, rate = Lists([DRIFTING], at_once=50), Meddled()
-    settings = replace(SETTINGS, drift="adwin", on_drift="raise-rate", raised_rate=7.0)
-    async with running_cluster() as cluster, joined(cluster.address, streams) as client:
-        await trainer(client, LogisticRegression(1), streams, settings, rate=rate).run(SGD(lr=0.1))
-    assert rate.rates == [1.0, 7.0, 0.5]
+    streams = Lists([DRIFTING], at_once=50)
+    settings = replace(SETTINGS, drift="adwin", on_drift="raise-rate")
+    async with running_cluster() as cluster, joined(cluster.address, streams, raised_rate=7.0) as client:
+
+        async def drift(known: int, real: Callable[[int], Coroutine[Any, Any, bool]] = client.drift) -> bool:
+            acts = await real(known)
+            await change(*cluster.endpoint, Set(rate=0.5))
+            return acts
+
+        client.drift = drift  # type: ignore[method-assign]
+        await trainer(client, LogisticRegression(1), streams, settings).run(SGD(lr=0.1))
+        assert (await cluster.job()).rate == 0.5
 
 
-async def test_of_two_workers_one_acts_on_a_drift() -> None:
-    streams, rate = Lists([flipping((1500, 1), (1500, -1)) for _ in range(2)], at_once=50), FakeRate()
-    settings = replace(SETTINGS, drift="adwin", on_drift="raise-rate", cooldown=500)
+@pytest.mark.parametrize("on_drift", ["raise-rate", "restart"])
+async def test_of_two_workers_one_acts_on_a_drift(on_drift: str, caplog: pytest.LogCaptureFixture) -> None:
+    streams = Lists([flipping((1500, 1), (1500, -1)) for _ in range(2)], at_once=50)
+    settings = replace(SETTINGS, drift="adwin", on_drift=on_drift, cooldown=500)
     metrics = [WorkerMetrics(), WorkerMetrics()]
     async with (
         running_cluster() as cluster,
-        joined(cluster.address, streams, name="a") as a,
-        joined(cluster.address, streams, name="b") as b,
+        joined(cluster.address, streams, raised_rate=7.0, name="a") as a,
+        joined(cluster.address, streams, raised_rate=7.0, name="b") as b,
     ):
-        learners = [
-            trainer(one, LogisticRegression(1), streams, settings, rate=rate, metrics=counts)
-            for one, counts in zip((a, b), metrics, strict=True)
-        ]
-        await asyncio.gather(*(one.run(SGD(lr=0.1)) for one in learners))
-        assert await a.pull("stream.drifts") == [1.0]
+        both = asyncio.Barrier(2)
+
+        def together(
+            real: Callable[[int], Coroutine[Any, Any, bool]],
+        ) -> Callable[[int], Coroutine[Any, Any, bool]]:
+            async def drift(known: int) -> bool:
+                assert known == 0, "who was not the first has heard of it, and does not watch for a while"
+                await both.wait()  # neither has heard of the other's
+                return await real(known)
+
+            return drift
+
+        learners = []
+        for one, counts in zip((a, b), metrics, strict=True):
+            one.drift = together(one.drift)  # type: ignore[assignment,method-assign]
+            learners.append(trainer(one, LogisticRegression(1), streams, settings, metrics=counts))
+        with caplog.at_level(logging.INFO, "psserver.coordinator"):
+            await asyncio.gather(*(one.run(SGD(lr=0.1)) for one in learners))
+        assert (await cluster.job()).drifts == a.drifts == b.drifts == 1
     assert sum(drifts(one) or 0 for one in metrics) == 1
-    assert rate.rates[:2] == [1.0, 10.0]
-    assert set(rate.rates[2:]) == {1.0}
+    assert rates(caplog)[:1] == ["7"]
+    assert set(rates(caplog)[1:]) <= {"1"}
 
 
 @pytest.mark.parametrize("shards", [1, 2])

@@ -101,7 +101,8 @@ _COMMANDS: Final = {
         "Predict with a job's model, while it is trained or afterwards.",
         (
             "psctl predict --input new.csv              # a header and rows, with the target or without",
-            "psctl predict --input new.csv --format csv --probabilities --output predicted.csv",
+            "psctl predict --input 'part-*.parquet' --format csv --probabilities --output predicted.csv",
+            "psctl predict --input monday.csv.gz tuesday.csv.gz --job clicks",
             "tail -f clicks.jsonl | psctl predict --job clicks --server 10.0.0.5:7070",
         ),
     ),

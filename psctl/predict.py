@@ -4,33 +4,32 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import csv
-import io
-import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import TypeVar
 
 import configargparse
-import numpy.typing as npt
+import numpy as np
 
 from protocol.daemon.access_flags import access_flags, access_from
 from protocol.daemon.exit_codes import ExitCode
 from protocol.daemon.settings import address
-from psworker.client import connect
+from protocol.errors import UnknownJob
+from psctl.predictions import Tally, header, in_order, text_of
+from psworker.client import Client, connect
 from psworker.errors import DataError
 from psworker.job import Job, load_job
-from psworker.online.records import LineSplitter, text_of
-from psworker.online.rows import MakeBatch
 from psworker.predict import Predictor
+from psworker.unlabelled import FORMATS, Piece
 
 __all__ = ["flags", "run"]
 
-_BLOCK: Final = 1 << 16
-_MOST: Final = 1024  # rows at a time
+T = TypeVar("T")
 
 
 def flags(parser: configargparse.ArgParser) -> None:
@@ -46,20 +45,27 @@ def flags(parser: configargparse.ArgParser) -> None:
     )
     parser.add_argument(
         "--input",
+        nargs="+",
         default="-",
         metavar="FILE|-",
-        help="rows as the job's data has them; the target may be missing",
+        help="rows as the job's data has them, with the target or without; files, patterns or URLs, packed "
+        "(.gz, .bz2, .xz, .zst) or not, read in that order; -: standard input, of lines",
     )
     parser.add_argument(
         "--input-format",
-        choices=["csv", "json"],
-        help="of the input: a header and rows, or one object a line (default: as the job's stream, else csv)",
+        choices=FORMATS,
+        help="of the input. csv: a header and rows; json: one object a line; libsvm; parquet; npy or npz: "
+        "NumPy's arrays (default: what a name ends in, .csv, .jsonl ..., or else as the job's data, or csv)",
     )
     parser.add_argument(
-        "--output", default="-", metavar="FILE|-", help="where predictions are written, one a row"
+        "--output", default="-", metavar="FILE|-", help="where predictions are written, a line for each row"
     )
     parser.add_argument(
-        "--format", choices=["text", "json", "csv"], default="text", help="form of the predictions"
+        "--format",
+        choices=["text", "json", "csv"],
+        default="text",
+        help="form of the predictions; where the job has on-error = skip, that of a row that cannot be read "
+        "is an empty line, null, or empty fields",
     )
     parser.add_argument("--probabilities", action="store_true", help="tell that of each class, too")
     access_flags(parser)
@@ -70,144 +76,136 @@ def run(options: argparse.Namespace) -> int:
 
     Raises:
         JobError: the job file, or what the job says, cannot be used; or the model cannot predict.
-        DataError: the input cannot be read.
-        UnknownJob: there is no such job, or none was named, and there are several or none.
+        DataError: the input cannot be read. The rows before that have been predicted.
+        UnknownJob: there is no such job, or it has no parameters yet; or none was named, and there are
+            several or none.
         PSError: as ``psworker.client.connect``.
     """
     job = load_job(Path(options.job), ()) if options.job and options.job.endswith(".toml") else None
     try:
-        with _opened(options.input, "rb", 0) as source, _opened(options.output, "wb", 1) as sink:
-            asyncio.run(_predict(options, job, source.fileno(), sink))
+        asyncio.run(_predict(options, job))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: so be it
     return ExitCode.DONE
 
 
-@contextmanager
-def _opened(name: str, mode: str, descriptor: int) -> Iterator[IO[bytes]]:
-    try:
-        file = open(descriptor if name == "-" else name, mode, buffering=0, closefd=name != "-")  # noqa: SIM115
-    except OSError as error:
-        raise DataError(name, None, f"{error.strerror}; correct the name or the file") from error
-    with file:
-        yield file
+async def _predict(options: argparse.Namespace, job: Job | None) -> None:
+    async with _connected(options, options.job if job is None else job.name) as client:
+        predictor = await Predictor.of(client, job)
+        pieces = predictor.read(options.input, options.input_format)
+        tally = Tally()
+        try:
+            with _opened(options.output) as write:
+                await _write(predictor, pieces, options, write, tally)
+        finally:
+            if said := tally.text(options.format):
+                print(said, file=sys.stderr)
 
 
-async def _predict(options: argparse.Namespace, job: Job | None, source: int, sink: IO[bytes]) -> None:
+async def _write(
+    predictor: Predictor,
+    pieces: Iterator[Piece],
+    options: argparse.Namespace,
+    write: Callable[[str], None],
+    tally: Tally,
+) -> None:
+    classes = predictor.job.data.classes
+    names = list(classes)
+    begun = False
+    while (piece := await _in_thread(partial(next, pieces, None))) is not None:
+        predicted, probabilities = np.empty(0), None
+        if len(piece.batch):
+            predicted = await predictor.predict(piece.batch)
+        # Of no row, too: how many classes there are is what the heading of the first rows needs.
+        if options.probabilities and (len(piece.batch) or not begun):
+            probabilities = await predictor.probabilities(piece.batch)
+            names = names or [str(number) for number in range(probabilities.shape[1])]
+        told = names if options.probabilities else []
+        rows = in_order(predicted, probabilities, piece.lost, classes)
+        tally.add(rows)
+        text = text_of(options.format, rows, told)
+        write(text if begun else header(options.format, told) + text)
+        begun = True
+    if not begun:
+        write(header(options.format, names if options.probabilities else []))
+
+
+async def _in_thread(work: Callable[[], T]) -> T:
+    """Await what may wait for input for ever, in a thread that nobody has to wait for at the end."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def tell(done: Callable[[], None]) -> None:
+        with suppress(RuntimeError):  # the loop has been closed
+            loop.call_soon_threadsafe(lambda: None if future.done() else done())
+
+    def run() -> None:
+        try:
+            result = work()
+        except BaseException as error:
+            failed = error
+            tell(lambda: future.set_exception(failed))
+        else:
+            tell(lambda: future.set_result(result))
+
+    threading.Thread(target=run, name="input", daemon=True).start()
+    return await future
+
+
+@asynccontextmanager
+async def _connected(options: argparse.Namespace, name: str | None) -> AsyncIterator[Client]:
     host, port = options.server
     access = access_from(options)
-    name = options.job if job is None else job.name
-    async with connect(
-        f"{host}:{port}",
-        name,
-        observe=True,
-        reconnect_for=0.0,
-        token_file=access.token_file,
-        tls=access.tls,
-    ) as client:
-        predictor = await Predictor.of(client, job)
-        make_batch: MakeBatch | None = None
-        form = _Form(options.format, predictor.job.data.classes)
-        splitter = LineSplitter(options.input)
-        ended = False
-        while not ended:
-            block = await asyncio.to_thread(os.read, source, _BLOCK)
-            ended = not block
-            records = splitter.feed(block) if block else splitter.rest()
-            lines = [record.text for record in records if record.text.strip()]
-            if make_batch is None and lines:
-                make_batch, lines = _reader(predictor, options.input_format, lines)
-            for begin in range(0, len(lines), _MOST):
-                assert make_batch is not None  # noqa: S101 (there were lines)
-                text = await _predicted(predictor, make_batch, lines[begin : begin + _MOST], form, options)
-                _write_all(sink, text.encode())
-
-
-def _write_all(sink: IO[bytes], text: bytes) -> None:
-    left = memoryview(text)
-    while left:
-        left = left[sink.write(left) :]
-
-
-def _reader(predictor: Predictor, form: str | None, lines: list[bytes]) -> tuple[MakeBatch, list[bytes]]:
-    """Return what reads lines like these, and those of them that are rows."""
-    job = predictor.job
-    as_json = form == "json" if form else job.stream is not None and job.stream.format == "json"
-    fields = job.stream.fields if job.stream is not None and not as_json else ()
-    header: str | None = None
-    columns: tuple[str, ...] = ()
-    if not as_json and not fields:
-        header, lines = text_of("the input", lines[0]).removeprefix("\ufeff"), lines[1:]
-        separator = max(",;\t", key=header.count)
-        names = [name.strip() for name in next(csv.reader([header], delimiter=separator))]
-        columns = tuple(name for name in names if name != job.data.target)
-    rows = predictor.rows(json=as_json, fields=fields, columns=columns)
-    return rows.unlabelled(lines[0] if lines else b"").under(header, predictor.adjustment), lines
-
-
-async def _predicted(
-    predictor: Predictor,
-    make_batch: MakeBatch,
-    lines: Sequence[bytes],
-    form: _Form,
-    options: argparse.Namespace,
-) -> str:
-    batch = await asyncio.to_thread(make_batch, lines)
-    if not len(batch):
-        return ""
-    predicted = await predictor.predict(batch)
-    probabilities = await predictor.probabilities(batch) if options.probabilities else None
-    return form.text(predicted, probabilities)
-
-
-class _Form:
-    """How predictions are written."""
-
-    def __init__(self, form: str, classes: Sequence[str]) -> None:
-        self._write: Callable[..., str] = {"text": self._plain, "json": self._json, "csv": self._csv}[form]
-        self._classes = classes
-        self._begun = False
-
-    def text(self, predicted: npt.NDArray[Any], probabilities: npt.NDArray[Any] | None) -> str:
-        """Return a line for each prediction."""
-        rows = [None] * len(predicted) if probabilities is None else probabilities.tolist()
-        text = self._write([self._shown(value) for value in predicted.tolist()], rows)
-        self._begun = True
-        return text
-
-    def _shown(self, value: float) -> str | int | float:
-        """A class by its name, if it has one."""
-        if isinstance(value, int):
-            return self._classes[value] if self._classes else value
-        return float(f"{value:.7g}")  # as many digits as a float32 has
-
-    def _names(self, count: int) -> list[str]:
-        return list(self._classes) or [str(number) for number in range(count)]
-
-    def _plain(self, predicted: Sequence[object], rows: Sequence[Sequence[float] | None]) -> str:
-        lines = [
-            " ".join([str(value), *(f"{one:.6g}" for one in row or ())])
-            for value, row in zip(predicted, rows, strict=True)
-        ]
-        return "".join(f"{line}\n" for line in lines)
-
-    def _csv(self, predicted: Sequence[object], rows: Sequence[Sequence[float] | None]) -> str:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        if not self._begun:
-            writer.writerow(
-                ["prediction", *(f"p({name})" for name in self._names(len(rows[0] or ())) if rows[0])]
+    async with AsyncExitStack() as stack:
+        try:
+            client = await stack.enter_async_context(
+                connect(
+                    f"{host}:{port}",
+                    name,
+                    observe=True,
+                    reconnect_for=0.0,
+                    token_file=access.token_file,
+                    tls=access.tls,
+                )
             )
-        for value, row in zip(predicted, rows, strict=True):
-            writer.writerow([value, *(f"{one:.6g}" for one in row or ())])
-        return text.getvalue()
+        except UnknownJob as error:
+            raise UnknownJob(_remedy(error), field=error.field, value=error.value) from error
+        yield client
 
-    def _json(self, predicted: Sequence[object], rows: Sequence[Sequence[float] | None]) -> str:
-        lines = []
-        for value, row in zip(predicted, rows, strict=True):
-            found: dict[str, object] = {"prediction": value}
-            if row is not None:
-                rounded = [float(f"{one:.6g}") for one in row]
-                found["probabilities"] = dict(zip(self._names(len(row)), rounded, strict=True))
-            lines.append(json.dumps(found, ensure_ascii=False))
-        return "".join(f"{line}\n" for line in lines)
+
+def _remedy(error: UnknownJob) -> str:
+    if error.field == "job":
+        return f"{error.message}; psctl status shows those that there are"
+    if error.value == "(none)":
+        return (
+            "the cluster has no job yet: train one (psworker --job FILE), or have the servers go on from its "
+            "checkpoints (psctl up --checkpoint-dir DIR)"
+        )
+    return "the cluster has several jobs: say which with --job NAME"
+
+
+@contextmanager
+def _opened(name: str) -> Iterator[Callable[[str], None]]:
+    """Open what predictions are written to, and give what writes there at once."""
+
+    def write(text: str) -> None:
+        left = memoryview(text.encode())
+        with _naming(name):
+            while left:
+                left = left[file.write(left) :]
+
+    with _naming(name):
+        file = open(1 if name == "-" else name, "wb", buffering=0, closefd=name != "-")  # noqa: SIM115
+    with file:
+        yield write
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        what = "standard output" if name == "-" else name
+        raise DataError(what, None, f"{error.strerror}; correct the name, or make room") from error

@@ -89,7 +89,7 @@ def check(job: Job) -> None:
 async def _chunks(job: Job) -> Part:
     source, model = await asyncio.to_thread(_load, job, optimizer_of(job.optimizer))
     plan = Plan(
-        job_to_json(_with_columns(job, source)),
+        job_to_json(_resolved(job, source)),
         chunks=source.chunks,
         epochs=job.train.epochs,
         evaluate_every=_evaluate_every(job, model),
@@ -110,11 +110,19 @@ async def _chunks(job: Job) -> Part:
     return Part(plan, learner, lambda: source.skipped)
 
 
-def _with_columns(job: Job, source: Source) -> Job:
-    """Return the job with the columns that it trains on listed, so that whoever predicts knows them."""
-    if job.data.columns or not isinstance(source, TabularSource):
+def _resolved(job: Job, source: Source) -> Job:
+    """Return the job with what it leaves to the files, so that whoever predicts does without them.
+
+    All workers find the same, or have other files; then it is right that the coordinator refuses one.
+    """
+    data = job.data
+    if not isinstance(source, TabularSource):
         return job
-    return replace(job, data=replace(job.data, columns=source.columns))
+    if not data.columns:
+        data = replace(data, columns=source.columns)
+    if data.kind == "libsvm" and not data.hashed:
+        data = replace(data, dimensions=source.features)
+    return replace(job, data=data)
 
 
 def _evaluate_every(job: Job, model: Model) -> int:
@@ -152,8 +160,9 @@ def _check_nothing_is_dropped(job: Job, model: Model, source: Source) -> None:
 async def _stream(job: Job, stream: StreamSettings, reconnect_for: float) -> Part:
     rows, model = _model_of_stream(job, stream)
     streams = await open_streams(stream, workers=job.train.workers, reconnect_for=reconnect_for)
+    told = job if job.data.columns else replace(job, data=replace(job.data, columns=rows.columns))
     plan = Plan(
-        job_to_json(job),
+        job_to_json(told),
         chunks=streams.partitions,
         epochs=1,
         evaluate_every=0,

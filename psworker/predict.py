@@ -4,40 +4,43 @@ async with connect("127.0.0.1:7070", "clicks", observe=True) as ps:
     predictor = await Predictor.of(ps)
     classes = await predictor.predict(rows)
 
-An observer is no worker: nobody waits for it, whatever the job's staleness.
+An observer is no worker: nobody waits for it, whatever the job's staleness. All that has to be known is on
+the servers, the parameters, the job and what a survey has found; what was trained on is not read.
 """
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from protocol.errors import JobMismatch, UnknownJob
+from protocol.errors import JobMismatch, UnknownJob, UnknownTensor
 from protocol.optimizers import SGD
+from protocol.tables import Keys
 from psworker.client import Client
-from psworker.data import Batch, open_source
-from psworker.data.survey import Adjustment
-from psworker.data.tabular import TabularSource
+from psworker.data import Batch
+from psworker.data.survey import Adjustment, survey_of
 from psworker.errors import JobError
 from psworker.job import Job, difference, job_from_json, job_to_json
 from psworker.models import Model, build_model
 from psworker.models.calls import predictions_of, probabilities_of
 from psworker.models.model import PredictingModel, ProbableModel
-from psworker.online.rows import Rows
 from psworker.served import ServedModel
-from psworker.surveying import totals_of
+from psworker.surveying import SURVEY, totals_of
+from psworker.sync import SyncClient
+from psworker.unlabelled import Piece, Trained, read_unlabelled
 
-__all__ = ["Predictor"]
+__all__ = ["Predictor", "SyncPredictor"]
 
 Array = npt.NDArray[Any]
 T = TypeVar("T")
 
+_ASK_AGAIN: Final = "ask again when its workers have begun (psctl status shows them)"
 _DIGITS: Final = 10  # classes of the demo's data, which are known without loading it
 
 
@@ -72,13 +75,16 @@ class Predictor:
             max_age: seconds that parameters are used; 0: those of each call are pulled for it.
 
         Raises:
-            UnknownJob: the job was made without a job file, so nobody knows its model.
-            JobError: the model is a class of one's own.
+            UnknownJob: the job was made without a job file, so nobody knows its model; or it has no
+                parameters yet.
+            JobError: the model is a class of one's own; or rows are scaled or filled by a survey of the
+                training data, and the servers have none.
             JobMismatch: the job has another model, or makes other features of the data, than its file says.
-            DataError: rows are scaled as the training data asks, and that cannot be read here.
+            DataError: what the survey has found cannot be used: no row, or a column without numbers.
             PSError: as ``Client.pull``.
         """
         job = _job_of(client) if job is None else _agreed(client, job)
+        await _check_begun(client)
         return cls(client, job, await _adjustment_of(client, job), max_age)
 
     async def predict(self, rows: npt.ArrayLike | Batch) -> Array:
@@ -102,19 +108,17 @@ class Predictor:
         """Have the next call pull the parameters, whatever their age."""
         self._pulled = -math.inf
 
-    def rows(
-        self, *, json: bool = False, fields: tuple[str, ...] = (), columns: tuple[str, ...] = ()
-    ) -> Rows:
-        """Return what makes batches of lines, which need no label; ``columns``, where the job lists none."""
-        data = self.job.data
-        if not data.columns and not data.categorical and not data.text:
-            data = replace(data, columns=columns)
-        return Rows(replace(data, class_weights="none"), "the input", json, fields)
+    def read(self, places: str | Iterable[str], form: str | None = None) -> Iterator[Piece]:
+        """Read rows to predict, whose labels need not be there, piece by piece.
 
-    @property
-    def adjustment(self) -> Adjustment | None:
-        """What is done with numbers of rows before the model sees them, as a survey has said."""
-        return self._adjustment
+        Arguments and errors are those of ``psworker.unlabelled.read_unlabelled``.
+        """
+        data, stream = self.job.data, self.job.stream
+        if stream is not None:
+            usual, fields = stream.format, stream.fields
+        else:
+            usual, fields = "libsvm" if data.kind == "libsvm" else "csv", ()
+        return read_unlabelled(Trained(data, usual, fields, self._adjustment), places, form)
 
     async def _computed(
         self, rows: npt.ArrayLike | Batch, compute: Callable[[Model, Mapping[str, Array], Batch], Array]
@@ -133,9 +137,25 @@ class Predictor:
         if x.ndim != 2 or (wanted and not self._made_of_texts and x.shape[1] != wanted):
             columns = f": {', '.join(self.job.data.columns)}" if wanted else ""
             raise JobError(f"the rows are of shape {x.shape}; expected (n, features){columns}")
-        if self._adjustment is not None:
-            x = self._adjustment.numbers(x)
-        return Batch(x, np.zeros(len(x), np.float32))
+        return Batch(self._adjusted(x), np.zeros(len(x), np.float32))
+
+    def _adjusted(self, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        missing = self.job.data.missing
+        if missing == "zero":
+            x = np.where(np.isnan(x), np.float32(0), x)
+        if missing in ("error", "skip") and np.isnan(x).any():
+            row = int(np.isnan(x).any(1).argmax())
+            raise JobError(
+                f'row {row} has no number (NaN); fill it in, or train with [data] missing = "mean"'
+            )
+        if self._adjustment is None:
+            return x
+        width = self._adjustment.width
+        if width not in (None, x.shape[1]):
+            raise JobError(
+                f"the rows are of shape {x.shape}; expected (n, {width}), as the job was trained on"
+            )
+        return self._adjustment.numbers(x)
 
     @property
     def _made_of_texts(self) -> bool:
@@ -149,13 +169,22 @@ class Predictor:
         assert self._served is not None  # noqa: S101 (it has begun)
         assert self._model is not None  # noqa: S101
         if batch.keys is not None:
-            return self._model, await self._served.pull(batch.keys)
+            return self._model, await self._pull(self._served, batch.keys)
         now = asyncio.get_running_loop().time()
         if now - self._pulled >= self._max_age:
-            pulled = await self._served.pull()
+            pulled = await self._pull(self._served)
             _check_shapes(features, self._model.parameters(), pulled)
             self._parameters, self._pulled = pulled, now
         return self._model, self._parameters
+
+    async def _pull(self, served: ServedModel, keys: Keys | None = None) -> dict[str, Array]:
+        try:
+            return await served.pull(keys)
+        except UnknownTensor as error:
+            reason = (
+                f"it has not all parameters of [model] {self.job.model.kind}: {error.message}; {_ASK_AGAIN}"
+            )
+            raise UnknownJob(reason, field="job", value=self.job.name) from error
 
     def _begin(self, features: int) -> None:
         data = self.job.data
@@ -206,27 +235,80 @@ def _job_of(client: Client) -> Job:
 def _agreed(client: Client, job: Job) -> Job:
     """Return the job of a file, with the columns that the cluster's was trained on.
 
-    Where the data is may differ: it is read for its scale only.
+    Where the data is may differ: it is not read.
     """
     if client.plan is None:
         return job
     theirs = job_from_json(client.plan.text)
-    data = replace(job.data, source=theirs.data.source, columns=job.data.columns or theirs.data.columns)
+    data = replace(
+        job.data,
+        source=theirs.data.source,
+        columns=job.data.columns or theirs.data.columns,
+        dimensions=job.data.dimensions or theirs.data.dimensions,
+    )
     same = replace(theirs, model=job.model, data=data)
     if same != theirs:
         what = difference(job_to_json(same), client.plan.text)
         raise JobMismatch(f"the file is not of the cluster's job: {what}", field="job", value=job.name)
-    return replace(job, data=replace(data, source=job.data.source))
+    return replace(job, data=data)
+
+
+async def _check_begun(client: Client) -> None:
+    """Raise UnknownJob where there is no model yet."""
+    names = set(await client.tensors())
+    if not any(not name.startswith((SURVEY, "stream.")) for name in names):
+        doing = "they look at the data first, and are at it" if names else "no worker has made them"
+        reason = f"its model has no parameters yet: {doing}; {_ASK_AGAIN}"
+        raise UnknownJob(reason, field="job", value=client.job)
 
 
 async def _adjustment_of(client: Client, job: Job) -> Adjustment | None:
-    """Return how rows are scaled and filled, as survey and training data say; None: they are not."""
-    if job.data.scale == "none" and job.data.missing != "mean":
+    """Return how rows are scaled and filled, as the survey has found; None: they are not."""
+    data = replace(job.data, class_weights="none")  # which are for learning
+    if data.scale == "none" and data.missing != "mean":
         return None
-    source = await asyncio.to_thread(
-        open_source, job.data, seed=job.seed, holdout=job.eval.held_out, parts=job.parts
-    )
-    informed = source.informed(await totals_of(client))
-    if not isinstance(informed, TabularSource) or informed.adjustment is None:
-        return None
-    return replace(informed.adjustment, weights=None)  # which are for learning
+    totals = await totals_of(client)
+    found = len(totals.get("count", ()))
+    names = tuple(name for name in data.columns if name not in (*data.categorical, *data.text)) or None
+    if names is not None and len(names) != found and found:
+        raise JobError(
+            f"[data] has {len(names)} columns of numbers, and the survey of the job's data found {found}; "
+            "list the columns that it was trained on"
+        )
+    survey = survey_of(data, f"the survey of job {job.name}", names, found)
+    return replace(survey.adjustment(totals), weights=None)
+
+
+class SyncPredictor:
+    """``Predictor`` without ``await``, for a client of ``psworker.sync.connect``.
+
+    Args:
+        client: of the job.
+        job: as its file says; None: as the cluster says.
+        max_age: seconds that parameters are used.
+    """
+
+    def __init__(self, client: SyncClient, job: Job | None = None, *, max_age: float = 1.0) -> None:
+        self._loop = client._loop
+        self._predictor = self._loop.run(Predictor.of(client._client, job, max_age=max_age))
+
+    @property
+    def job(self) -> Job:
+        """What is trained."""
+        return self._predictor.job
+
+    def predict(self, rows: npt.ArrayLike | Batch) -> Array:
+        """Return (n,) class indices, int64, or numbers, float32, of (n, features) rows."""
+        return self._loop.run(self._predictor.predict(rows))
+
+    def probabilities(self, rows: npt.ArrayLike | Batch) -> Array:
+        """Return (n, classes) probabilities."""
+        return self._loop.run(self._predictor.probabilities(rows))
+
+    def read(self, places: str | Iterable[str], form: str | None = None) -> Iterator[Piece]:
+        """Read rows to predict, piece by piece; see ``Predictor.read``."""
+        return self._predictor.read(places, form)
+
+    def refresh(self) -> None:
+        """Have the next call pull the parameters, whatever their age."""
+        self._predictor.refresh()

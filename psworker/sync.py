@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 import numpy.typing as npt
 
@@ -21,11 +21,7 @@ from psworker import client, tables
 from psworker.client import Gradients, Wanted
 from psworker.loop_thread import LoopThread
 
-if TYPE_CHECKING:
-    from psworker.data import Batch
-    from psworker.job import Job
-
-__all__ = ["SyncClient", "SyncPredictor", "SyncSparseTable", "connect"]
+__all__ = ["SyncClient", "SyncSparseTable", "connect"]
 
 Array = npt.NDArray[Any]
 
@@ -197,31 +193,3 @@ class SyncSparseTable:
     ) -> Array:
         """Push, end this worker's step, and return the rows of ``next_keys``, or of ``keys``, after it."""
         return self._loop.run(self._table.push_pull(keys, grads, next_keys, weight=weight))
-
-
-class SyncPredictor:
-    """``psworker.predict.Predictor`` without ``await``; see there.
-
-    Args:
-        client: of the job.
-        job: as its file says; None: as the cluster says.
-        max_age: seconds that parameters are used.
-    """
-
-    def __init__(self, client: SyncClient, job: Job | None = None, *, max_age: float = 1.0) -> None:
-        from psworker.predict import Predictor  # noqa: PLC0415 (models and data take their time to import)
-
-        self._loop = client._loop
-        self._predictor = self._loop.run(Predictor.of(client._client, job, max_age=max_age))
-
-    def predict(self, rows: npt.ArrayLike | Batch) -> Array:
-        """Return (n,) class indices, int64, or numbers, float32, of (n, features) rows."""
-        return self._loop.run(self._predictor.predict(rows))
-
-    def probabilities(self, rows: npt.ArrayLike | Batch) -> Array:
-        """Return (n, classes) probabilities."""
-        return self._loop.run(self._predictor.probabilities(rows))
-
-    def refresh(self) -> None:
-        """Have the next call pull the parameters, whatever their age."""
-        self._predictor.refresh()

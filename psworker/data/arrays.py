@@ -27,7 +27,7 @@ from psworker.data.tabular import TabularSource, open_table
 from psworker.errors import DataError
 from psworker.job import DataSettings
 
-__all__ = ["ArraysTable", "open_npy", "open_npz"]
+__all__ = ["ArraysTable", "open_npy", "open_npz", "table_of"]
 
 _REMEDY: Final = "save it with numpy.save"
 
@@ -55,10 +55,10 @@ class _Array:
 
 @dataclass(frozen=True, slots=True)
 class ArraysTable:
-    """Chunk i is rows [i * chunk_rows, (i + 1) * chunk_rows) of both arrays."""
+    """Chunk i is rows [i * chunk_rows, (i + 1) * chunk_rows) of both; without a `y` the target is 0."""
 
     x: _Array
-    y: _Array
+    y: _Array | None
     chunk_rows: int
     class_names: tuple[str, ...]
 
@@ -82,7 +82,9 @@ class ArraysTable:
         mine = wanted(end - begin)
         with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused
             numbers = self.x.rows(begin, end)[mine].astype(np.float32)
-        target = self._target(self.y.rows(begin, end)[mine, 0])
+        target: Target = np.zeros(len(mine), np.float32)
+        if self.y is not None:
+            target = self._target(self.y.rows(begin, end)[mine, 0])
         return usable(Rows(mine.astype(np.int64), numbers, target), None, "y")
 
     def _target(self, labels: npt.NDArray[Any]) -> Target:
@@ -114,6 +116,16 @@ def open_npz(data: DataSettings, files: Sequence[File], *, seed: int, holdout: H
     """Unpack the arrays `x` and `y` of each file. Raises as `open_npy` does."""
     pairs = [(_array(_member(file, "x")), _array(_member(file, "y"))) for file in files]
     return _source(data, pairs, seed=seed, holdout=holdout)
+
+
+def table_of(file: File, *, packed: bool, chunk_rows: int) -> tuple[ArraysTable, int]:
+    """The rows of an x.npy, or of the array `x` of a `packed` .npz, and how many columns they have.
+
+    Raises DataError if they cannot be read.
+    """
+    x = _array(_member(file, "x") if packed else file)
+    width = int(np.prod(x.shape[1:], dtype=np.int64))
+    return ArraysTable(x, None, min(chunk_rows, most_rows(width)), ()), width
 
 
 def _source(

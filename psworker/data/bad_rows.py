@@ -5,13 +5,17 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 from psworker.data.rows import Fault, Kind
 from psworker.errors import DataError
+from psworker.job import DataSettings
 
-__all__ = ["BadRows"]
+__all__ = ["BadRows", "skipped_kinds"]
 
 _log = logging.getLogger(__name__)
+
+_ALL_KINDS: Final[frozenset[Kind]] = frozenset(("fields", "number", "missing", "target", "encoding", "entry"))
 
 
 class BadRows:
@@ -49,3 +53,10 @@ class BadRows:
             if not self._counts[fault.kind]:
                 _log.warning('%s (this row is left out, and so are others of "%s")', error(fault), fault.kind)
             self._counts[fault.kind] += 1
+
+
+def skipped_kinds(data: DataSettings) -> frozenset[Kind]:
+    """What is wrong with rows that are left out."""
+    if data.on_error == "skip":
+        return _ALL_KINDS
+    return frozenset(("missing",)) if data.missing == "skip" else frozenset()

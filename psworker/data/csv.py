@@ -27,6 +27,7 @@ from psworker.data.rows import (
     Kind,
     Position,
     Rows,
+    Target,
     Wanted,
     as_target,
     class_target,
@@ -44,8 +45,8 @@ from psworker.job import DataSettings, nearest
 class CsvTable:
     """Chunks of a CSV file.
 
-    `numeric`, `categorical`, `text` and `target` are places in the header. `hashed` is the column that
-    cuts the rows into `parts`; None: they are not cut.
+    `numeric`, `categorical`, `text` and `target` are places in the header; without a `target` it is 0.
+    `hashed` is the column that cuts the rows into `parts`; None: they are not cut.
     """
 
     lines: LineChunks
@@ -54,7 +55,7 @@ class CsvTable:
     numeric: tuple[int, ...]
     categorical: tuple[int, ...]
     text: tuple[int, ...]
-    target: int
+    target: int | None
     class_names: tuple[str, ...]
     missing: frozenset[str]
     hashed: int | None
@@ -121,12 +122,11 @@ class CsvTable:
             for text in texts
         ):
             raise ValueError("ragged")
-        if not self._needs_texts:
-            table = self._numbers(texts, (*self.numeric, self.target))
-            return Rows(_index(numbers), table[:, :-1], table[:, -1].copy())
-        cells = [self._split(text) for text in texts]
-        target: npt.NDArray[np.int64] | npt.NDArray[np.float32]
-        if self.class_names:
+        cells = [self._split(text) for text in texts] if self._needs_texts else []
+        target: Target
+        if self.target is None:
+            target, table = np.zeros(len(texts), np.float32), self._numbers(texts, self.numeric)
+        elif self.class_names:
             target = class_target(_column(cells, self.target), self.class_names)
             if (target == UNKNOWN).any():
                 raise ValueError("an unknown class")
@@ -158,6 +158,7 @@ class CsvTable:
         return table
 
     def _texts(self, cells: Sequence[Sequence[str]]) -> tuple[tuple[Coded, ...], tuple[Coded, ...]]:
+        """The columns of categories and of texts."""
         return (
             tuple(_column(cells, place) for place in self.categorical),
             tuple(_column(cells, place) for place in self.text),
@@ -205,13 +206,20 @@ class CsvTable:
                 remedy = "correct the row, or [data] columns, categorical and text: columns are numbers"
                 return self._fault(number, "number", place, f"{fault}; {remedy}", fields)
             values.append(value)
-        label = fields[self.target].strip()
+        if self.target is None:
+            return fields, [*values, 0.0]
+        return self._labelled(number, fields, values, self.target)
+
+    def _labelled(
+        self, number: int, fields: list[str], values: list[float], target: int
+    ) -> tuple[list[str], list[float]] | Fault:
+        label = fields[target].strip()
         value = self._label(label)
         if value is None and label in self.missing:
-            name = self.header[self.target]
+            name = self.header[target]
             return Fault(number, "target", "no value; fill it in or remove the row", name)
         if value is None:
-            return self._fault(number, "target", self.target, self._label_fault(label), fields)
+            return self._fault(number, "target", target, self._label_fault(label), fields)
         return fields, [*values, value]
 
     def _number(self, cell: str) -> float | None:
@@ -258,7 +266,7 @@ def open_csv(
     design = design_of(columns, data)
     survey = survey_of(data, path, columns.numeric, len(columns.numeric))
     table = joined([table for table, _ in opened])
-    return open_table(table, design, survey, data, seed=seed, holdout=holdout, columns=columns.used[:-1])
+    return open_table(table, design, survey, data, seed=seed, holdout=holdout, columns=columns.inputs)
 
 
 def _open(data: DataSettings, file: File, parts: int) -> tuple[CsvTable, Columns]:
@@ -268,7 +276,13 @@ def _open(data: DataSettings, file: File, parts: int) -> tuple[CsvTable, Columns
 
 
 def table_under(
-    data: DataSettings, first: str, lines: LineChunks, line: int | None, parts: int = 1
+    data: DataSettings,
+    first: str,
+    lines: LineChunks,
+    line: int | None,
+    parts: int = 1,
+    *,
+    labelled: bool = True,
 ) -> tuple[CsvTable, Columns]:
     """The rows of `lines` under the header `first`, which is their line `line`. Raises as `open_csv` does."""
     path = lines.path
@@ -277,7 +291,7 @@ def table_under(
         header = tuple(name.strip() for name in _fields(first, separator))
     except ValueError as error:
         raise DataError(path, line, str(error)) from error
-    columns = columns_of(data, header, path, line)
+    columns = columns_of(data, header, path, line, labelled=labelled)
 
     def places(names: Sequence[str]) -> tuple[int, ...]:
         return tuple(map(header.index, names))
@@ -289,8 +303,8 @@ def table_under(
         places(columns.numeric),
         places(columns.categorical),
         places(columns.text),
-        header.index(columns.target),
-        data.classes,
+        None if columns.target is None else header.index(columns.target),
+        data.classes if labelled else (),
         frozenset(data.missing_values),
         None if data.hash_column is None else header.index(data.hash_column),
         parts,

@@ -12,17 +12,17 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO, Final, Protocol, cast
 
-from psworker.data.spool import PACKED, unpack
+from psworker.data.spool import PACKED, unpack, unpacking
 from psworker.errors import DataError
 
-__all__ = ["File", "LocalFile", "expand", "open_file", "unpacked"]
+__all__ = ["File", "LocalFile", "expand", "found", "open_file", "streamed", "unpacked"]
 
-_REMEDY: Final = "correct [data] source or the file"
+_REMEDY: Final = "correct the name or the file"
 _INSTALL: Final = {
     "s3": "'asyncps[s3]'",
     "s3a": "'asyncps[s3]'",
@@ -96,13 +96,35 @@ def open_file(file: File) -> Iterator[BinaryIO]:
         yield opened
 
 
+def _from_front(file: File) -> Any:
+    """The file, or what comes from a pipe: as much as there is, at each call of `read`."""
+    return open(file.path, "rb", buffering=0) if isinstance(file, LocalFile) else file.open()
+
+
 def expand(source: str | Iterable[str]) -> tuple[File, ...]:
     """The files of a source in their order: as listed, and those of a pattern sorted by name.
 
     Packed files are unpacked. Raises DataError for a pattern of no file, and for what cannot be unpacked.
     """
+    return tuple(unpacked(file) for file in found(source))
+
+
+def found(source: str | Iterable[str]) -> tuple[File, ...]:
+    """The same files, packed as they are. Raises DataError for a pattern of no file."""
     places = [source] if isinstance(source, str) else source
-    return tuple(unpacked(file) for place in places for file in _found(place))
+    return tuple(file for place in places for file in _found(place))
+
+
+@contextmanager
+def streamed(file: File) -> Iterator[BinaryIO]:
+    """Open a file, or a pipe, to read it once from front to end, unpacked on the way.
+
+    Raises DataError, then or where it is read.
+    """
+    packing = packing_of(file.path)
+    with _naming(file.path), ExitStack() as stack:
+        opened: Any = stack.enter_context(_from_front(file))
+        yield opened if packing is None else stack.enter_context(unpacking(file.path, opened, packing))
 
 
 def unpacked(file: File) -> File:
@@ -148,7 +170,7 @@ def _found_remotely(url: str, scheme: str, rest: str) -> list[File]:
 
 def _some(found: list[Any], place: str) -> list[File]:
     if not found:
-        raise DataError(place, None, "no file has such a name; correct [data] source")
+        raise DataError(place, None, "no file has such a name; correct the pattern")
     return found
 
 

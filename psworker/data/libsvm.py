@@ -63,14 +63,18 @@ class LibsvmTable:
         if part is not None:
             raise IndexError(f"part {part} of a chunk of {self.lines.path}, which has none")
         _, lines = self.lines.read(chunk, "surrogateescape")
-        rows = [(number, text) for number, line in enumerate(lines) if (text := _content(line))]
+        rows = [(number, text) for number, line in enumerate(lines) if (text := content(line))]
         mine = [rows[row] for row in wanted(len(rows))]
         self._check_size(len(mine))
+        return self.parsed(mine)
+
+    def parsed(self, rows: Sequence[tuple[int, str]]) -> tuple[Rows, list[Fault]]:
+        """Numbered lines, as `content` leaves them, as rows, and what is wrong with those that are none."""
         try:
-            return self._parse(mine), []
+            return self._parse(rows), []
         except ValueError:
-            found = [(number, self._fault(text)) for number, text in mine]
-            good = [row for row, (_, fault) in zip(mine, found, strict=True) if fault is None]
+            found = [(number, self._fault(text)) for number, text in rows]
+            good = [row for row, (_, fault) in zip(rows, found, strict=True) if fault is None]
             return self._parse(good), [Fault(number, *fault) for number, fault in found if fault is not None]
 
     def _check_size(self, rows: int) -> None:
@@ -202,7 +206,7 @@ def _largest_of(lines: LineChunks, *, stop: bool) -> int:
         offset, texts = lines.read(chunk, "surrogateescape")
         for number, text in enumerate(texts):
             # Indices ascend, which is checked when the row is read: the last one is the largest.
-            before, colon, _ = _content(text).rpartition(":")
+            before, colon, _ = content(text).rpartition(":")
             index = before.rpartition(" ")[2]
             if _INDEX.fullmatch(index):
                 largest = max(largest, int(index))
@@ -218,6 +222,6 @@ def _exact(texts: Sequence[str]) -> npt.NDArray[np.uint64]:
     return np.fromiter((int(pair.partition(":")[0]) for pair in pairs), np.uint64)
 
 
-def _content(line: str) -> str:
+def content(line: str) -> str:
     """A line without comment and with single spaces; empty if there is nothing else on it."""
     return " ".join(line.partition("#")[0].split())

@@ -30,7 +30,7 @@ from psworker.data.tabular import TabularSource, open_table
 from psworker.errors import DataError
 from psworker.job import DataSettings
 
-__all__ = ["ParquetTable", "open_parquet"]
+__all__ = ["ParquetTable", "open_parquet", "table_of"]
 
 _MOST_SLICES: Final = 8
 _BATCH: Final = 1 << 16  # rows that are decoded at once where a slice is looked for
@@ -73,14 +73,33 @@ class ParquetTable:
             mine = wanted(end - begin)
             if len(mine) < end - begin:
                 table = table.take(mine)
-            rows = Rows(
-                mine.astype(np.int64),
-                self._numbers(table),
-                self._target(table),
-                tuple(_coded(table[name]) for name in self.columns.categorical),
-                tuple(_coded(table[name]) for name in self.columns.text),
-            )
-        return usable(rows, self.columns.numeric, self.columns.target)
+            return self._rows(table, mine.astype(np.int64))
+
+    def in_order(self, most: int) -> Iterator[tuple[Rows, list[Fault]]]:
+        """All rows, at most so many at once, and what is wrong with others; `index` counts from the first.
+
+        Each page is decoded once. Raises as `read` does.
+        """
+        import pyarrow as pa  # noqa: PLC0415 (an extra)
+
+        begin = 0
+        with _reading(self.file) as opened:
+            file = self._parquet(opened)
+            used = list(self.columns.used)
+            for batch in file.iter_batches(most, columns=used, use_threads=False):
+                index = np.arange(begin, begin + batch.num_rows)
+                yield self._rows(pa.Table.from_batches([batch]), index)
+                begin += batch.num_rows
+
+    def _rows(self, table: Any, index: npt.NDArray[np.int64]) -> tuple[Rows, list[Fault]]:
+        rows = Rows(
+            index,
+            self._numbers(table),
+            self._target(table),
+            tuple(_coded(table[name]) for name in self.columns.categorical),
+            tuple(_coded(table[name]) for name in self.columns.text),
+        )
+        return usable(rows, self.columns.numeric, self.columns.target or "")
 
     def _slice(self, chunk: int) -> tuple[int, int, int]:
         """The row group of a chunk, and its rows in there: from, and up to."""
@@ -94,13 +113,8 @@ class ParquetTable:
 
     def _decoded(self, opened: Any, group: int, begin: int, end: int) -> Any:
         import pyarrow as pa  # noqa: PLC0415 (an extra)
-        from pyarrow.parquet import ParquetFile  # noqa: PLC0415 (an extra)
 
-        texts = [*self.columns.categorical, *self.columns.text]
-        texts += [self.columns.target] if self.class_names else []
-        file = ParquetFile(
-            opened, metadata=self.metadata, read_dictionary=texts, buffer_size=_BUFFER, pre_buffer=False
-        )
+        file = self._parquet(opened)
         used = list(self.columns.used)
         if end - begin == self.metadata.row_group(group).num_rows:
             return file.read_row_group(group, columns=used, use_threads=False)
@@ -114,6 +128,15 @@ class ParquetTable:
                 break
         return pa.Table.from_batches(pieces)
 
+    def _parquet(self, opened: Any) -> Any:
+        from pyarrow.parquet import ParquetFile  # noqa: PLC0415 (an extra)
+
+        texts = [*self.columns.categorical, *self.columns.text]
+        texts += [self.columns.target] if self.class_names and self.columns.target else []
+        return ParquetFile(
+            opened, metadata=self.metadata, read_dictionary=texts, buffer_size=_BUFFER, pre_buffer=False
+        )
+
     def _numbers(self, table: Any) -> npt.NDArray[np.float32]:
         numbers = np.empty((table.num_rows, len(self.columns.numeric)), np.float32)
         for place, name in enumerate(self.columns.numeric):
@@ -121,6 +144,8 @@ class ParquetTable:
         return numbers
 
     def _target(self, table: Any) -> Target:
+        if self.columns.target is None:
+            return np.zeros(table.num_rows, np.float32)
         column = table[self.columns.target]
         return class_target(_coded(column), self.class_names) if self.class_names else _floats(column)
 
@@ -131,7 +156,7 @@ def open_parquet(data: DataSettings, files: Sequence[File], *, seed: int, holdou
     Raises DataError if pyarrow is not installed, a file cannot be read, a column has no type that can be
     used, the files differ in their columns, or there is no row.
     """
-    tables = [_open(data, file) for file in files]
+    tables = [table_of(data, file) for file in files]
     first, path = tables[0], files[0].path
     for table in tables[1:]:
         same_columns(table.header, table.file.path, None, first.header, path)
@@ -142,11 +167,12 @@ def open_parquet(data: DataSettings, files: Sequence[File], *, seed: int, holdou
     # Tools that write many files at once leave some without rows.
     whole = joined([table for table in tables if table.chunks])
     return open_table(
-        whole, design_of(columns, data), survey, data, seed=seed, holdout=holdout, columns=columns.used[:-1]
+        whole, design_of(columns, data), survey, data, seed=seed, holdout=holdout, columns=columns.inputs
     )
 
 
-def _open(data: DataSettings, file: File) -> ParquetTable:
+def table_of(data: DataSettings, file: File, *, labelled: bool = True) -> ParquetTable:
+    """The rows of one file. Raises as `open_parquet` does."""
     try:
         from pyarrow.parquet import ParquetFile  # noqa: PLC0415 (an extra)
     except ImportError as error:
@@ -154,7 +180,7 @@ def _open(data: DataSettings, file: File) -> ParquetTable:
     with _reading(file) as opened:
         parquet = ParquetFile(opened)
         metadata, schema = parquet.metadata, parquet.schema_arrow
-    columns = columns_of(data, schema.names, file.path, None)
+    columns = columns_of(data, schema.names, file.path, None, labelled=labelled)
     for name in columns.used:
         as_text = name not in columns.numeric and (name != columns.target or bool(data.classes))
         fault = _type_fault(schema.field(name).type, as_text=as_text, target=name == columns.target)
@@ -165,7 +191,9 @@ def _open(data: DataSettings, file: File) -> ParquetTable:
     counts = (metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
     slices = (max(min(-(-count // data.chunk_rows), _MOST_SLICES), -(-count // most)) for count in counts)
     starts = tuple(itertools.accumulate(slices, initial=0))
-    return ParquetTable(file, metadata, tuple(schema.names), columns, data.classes, starts)
+    return ParquetTable(
+        file, metadata, tuple(schema.names), columns, data.classes if labelled else (), starts
+    )
 
 
 @contextmanager

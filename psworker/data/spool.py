@@ -17,7 +17,8 @@ import shutil
 import tempfile
 import weakref
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
 
@@ -26,7 +27,7 @@ from psworker.errors import DataError
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-__all__ = ["PACKED", "Spooled", "spool", "unpack"]
+__all__ = ["PACKED", "Spooled", "spool", "unpack", "unpacking"]
 
 _log = logging.getLogger(__name__)
 
@@ -97,21 +98,31 @@ class _Reader(io.RawIOBase):
 def unpack(path: str, packed: BinaryIO, packing: str) -> Spooled:
     """Unpack `packed` ("gz", "bz2", "xz" or "zst"). Raises DataError if that is not possible."""
     try:
-        spooled = spool(path, PACKED[packing](packed))
-    except ImportError as error:
-        raise DataError(path, None, "zstd needs pyarrow; pip install 'asyncps[parquet]'") from error
-    except (EOFError, ValueError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
-        raise DataError(
-            path, None, f"cannot be unpacked ({error}); is it a whole .{packing} file?"
-        ) from error
+        with unpacking(path, packed, packing) as stream:
+            spooled = spool(path, stream)
     except OSError as error:
-        if error.errno is None:  # what bz2 and pyarrow say of bytes that they do not understand
-            reason = f"cannot be unpacked ({error}); is it a whole .{packing} file?"
-            raise DataError(path, None, reason) from error
         remedy = f"make room in {tempfile.gettempdir()}, or set TMPDIR"
         raise DataError(path, None, f"cannot be unpacked: {error.strerror}; {remedy}") from error
     _log.info("%s: unpacked %d bytes into %s", path, spooled.size, tempfile.gettempdir())
     return spooled
+
+
+@contextmanager
+def unpacking(path: str, packed: BinaryIO, packing: str) -> Iterator[BinaryIO]:
+    """What is in `packed`, to be read once, from front to end.
+
+    Raises DataError, then or where it is read, for bytes that are no such file; OSError as reading does.
+    """
+    try:
+        yield PACKED[packing](packed)
+    except ImportError as error:
+        raise DataError(path, None, "zstd needs pyarrow; pip install 'asyncps[parquet]'") from error
+    except (EOFError, ValueError, zlib.error, lzma.LZMAError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        # What bz2 and pyarrow say of bytes that they do not understand has no number.
+        reason = f"cannot be unpacked ({error}); is it a whole .{packing} file?"
+        raise DataError(path, None, reason) from error
 
 
 def spool(path: str, stream: Any) -> Spooled:

@@ -35,6 +35,12 @@ class Adjustment:
     factor: npt.NDArray[np.float32] | None = None
     weights: npt.NDArray[np.float32] | None = None
 
+    @property
+    def width(self) -> int | None:
+        """Of how many columns it is; None: of any."""
+        known = self.fill if self.offset is None else self.offset
+        return None if known is None else len(known)
+
     def numbers(self, numbers: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Numbers (n, numeric), filled and scaled."""
         if self.fill is not None:
@@ -71,10 +77,12 @@ class Survey:
         """What adds up, of the training rows of one chunk.
 
         "rows" (1,), "classes" (classes,): counts. "count", "sum", "square" (numeric,): of the values that are
-        there, how many, and the sums of x - shift and (x - shift)^2. With a `shift` among the values these do
-        not cancel as those of x would; source: Chan, Golub and LeVeque, "Algorithms for Computing the Sample
-        Variance", The American Statistician 37, 1983, section 3. "least", "most" (chunks, numeric): extremes
-        do not add up, so each chunk has a row of its own, less `shift`; others are 0.
+        there, how many, and the sums of x - shift and (x - shift)^2. "shift" (numeric,): of the first chunk
+        that, of others 0, so that who has only the sums knows what they are relative to. With a `shift`
+        among the values these do not cancel as those of x would; source: Chan, Golub and LeVeque, "Algorithms
+        for Computing the Sample Variance", The American Statistician 37, 1983, section 3. "least", "most"
+        (chunks, numeric): extremes do not add up, so each chunk has a row of its own, less `shift`; others
+        are 0.
         """
         found = {"rows": np.array([len(rows)], np.float64)}
         if self.classes:
@@ -87,6 +95,7 @@ class Survey:
             found["count"] = there.sum(0, np.float64)
             found["sum"] = np.where(there, shifted, 0).sum(0)
             found["square"] = np.where(there, shifted * shifted, 0).sum(0)
+            found["shift"] = np.zeros_like(shift) if chunk else shift
             if self.scale == "minmax":
                 least, most = np.zeros((2, chunks, self.features))
                 least[chunk] = np.where(there, shifted, np.inf).min(0, initial=np.inf)
@@ -115,18 +124,20 @@ class Survey:
         given = dict(self.class_weights)
         return Adjustment(zeros, weights=np.array([given.get(name, 1) for name in self.classes], np.float32))
 
-    def adjustment(self, totals: Totals, shift: npt.NDArray[np.float64]) -> Adjustment:
+    def adjustment(self, totals: Totals) -> Adjustment:
         """What is done once `totals`, the sums of all statistics, are known.
 
-        Raises DataError where there are no rows, a column has no value, or the rows are of one class.
+        Raises JobError where one of them is missing, DataError where there are no rows, a column has no
+        value, or the rows are of one class.
         """
+        self._check_complete(totals)
         if not totals["rows"][0]:
             raise DataError(self.path, None, "no training row can be used; correct the data or [data]")
         known = self.known()
         weights = self._weights(totals["classes"]) if self.classes else None
         if self.missing != "mean" and self.scale == "none":
             return Adjustment(known.fill, weights=weights)
-        count = totals["count"]
+        shift, count = totals["shift"], totals["count"]
         for column in np.flatnonzero(count == 0):
             name = f"{column + 1}" if self.columns is None else self.columns[column]
             reason = "no training row has a value; leave the column out of [data] columns"
@@ -139,6 +150,20 @@ class Survey:
         # A column of one value becomes 0, whatever its width is taken for.
         factor = 1 / np.where(width > 0, width, 1.0)
         return Adjustment(fill, _narrow(shift + offset), _narrow(factor), weights)
+
+    def _check_complete(self, totals: Totals) -> None:
+        needed = ["rows", "classes"] if self.classes else ["rows"]
+        if self.missing == "mean" or self.scale != "none":
+            needed += ["count", "sum", "square", "shift"]
+        if self.scale == "minmax":
+            needed += ["least", "most", "values"]
+        for name in needed:
+            if name not in totals:
+                raise JobError(
+                    f'[data] scale = "{self.scale}" and missing = "{self.missing}" need the survey of the '
+                    f'training data, and the servers have no tensor "survey.{name}" of it: the job was '
+                    "trained without, or by an earlier version; train it again under another [job] name"
+                )
 
     def _scale(
         self, totals: Totals, from_shift: npt.NDArray[np.float64]

@@ -9,18 +9,17 @@ from typing import Any, Final, Self
 import numpy as np
 import numpy.typing as npt
 
-from psworker.data.bad_rows import BadRows
+from psworker.data.bad_rows import BadRows, skipped_kinds
 from psworker.data.batch import Batch
 from psworker.data.features import Design
-from psworker.data.rows import Fault, Kind, Rows, Table
+from psworker.data.rows import Fault, Rows, Table
 from psworker.data.split import Holdout, Split, rows_of
 from psworker.data.survey import Adjustment, Survey
 from psworker.errors import DataError
 from psworker.job import DataSettings
 
-__all__ = ["TabularSource", "open_table"]
+__all__ = ["TabularSource", "open_table", "with_all_numbers"]
 
-_ALL_KINDS: Final[frozenset[Kind]] = frozenset(("fields", "number", "missing", "target", "encoding", "entry"))
 _NO_VALUE: Final = 'no value; fill it in, remove the row, or set [data] missing to "zero", "mean" or "skip"'
 
 
@@ -87,7 +86,7 @@ class TabularSource:
 
     def informed(self, totals: Mapping[str, npt.NDArray[Any]]) -> Self:
         """See `Source.informed`."""
-        return replace(self, adjustment=self.survey.adjustment(totals, self.shift))
+        return replace(self, adjustment=self.survey.adjustment(totals))
 
     def rows(self, chunk: int, split: Split, part: int | None = None) -> Rows:
         """The rows of a split that can be used, before they are features. Raises as `read` does."""
@@ -96,25 +95,28 @@ class TabularSource:
             return rows_of(split, count, seed=self.seed, chunk=chunk, holdout=self.holdout)
 
         rows, faults = self.table.read(chunk, wanted, part)
-        if self.survey.missing in ("error", "skip") and np.isnan(rows.numbers).any():
-            lacking = np.isnan(rows.numbers)
-            bad = np.logical_or.reduce(lacking, 1)
-            faults = faults + self._without_value(rows.index[bad], lacking[bad])
-            rows = rows.where(~bad)
-        faults.sort(key=lambda fault: fault.index)
+        rows, lacking = with_all_numbers(rows, self.survey)
+        faults = sorted(faults + lacking, key=lambda fault: fault.index)
         self.bad_rows.leave_out(faults, (chunk, split, part), lambda fault: self._error(chunk, fault))
         return rows
-
-    def _without_value(self, index: npt.NDArray[np.int64], lacking: npt.NDArray[np.bool_]) -> list[Fault]:
-        columns = self.survey.columns
-        return [
-            Fault(int(row), "missing", _NO_VALUE, None if columns is None else columns[first])
-            for row, first in zip(index, lacking.argmax(1), strict=True)
-        ]
 
     def _error(self, chunk: int, fault: Fault) -> DataError:
         at = self.table.position(chunk, fault.index)
         return DataError(at.path, at.line, fault.reason, column=fault.column, row=at.row)
+
+
+def with_all_numbers(rows: Rows, survey: Survey) -> tuple[Rows, list[Fault]]:
+    """The rows that lack no number, unless missing ones are filled in; what is wrong with the others."""
+    if survey.missing in ("zero", "mean") or not np.isnan(rows.numbers).any():
+        return rows, []
+    lacking = np.isnan(rows.numbers)
+    bad = np.logical_or.reduce(lacking, 1)
+    columns = survey.columns
+    faults = [
+        Fault(int(row), "missing", _NO_VALUE, None if columns is None else columns[first])
+        for row, first in zip(rows.index[bad], lacking[bad].argmax(1), strict=True)
+    ]
+    return rows.where(~bad), faults
 
 
 def open_table(
@@ -135,18 +137,12 @@ def open_table(
     """
     shift = np.zeros(survey.features)
     adjustment = None if survey.wanted else survey.known()
-    bad_rows = BadRows(_skipped_kinds(data))
+    bad_rows = BadRows(skipped_kinds(data))
     source = TabularSource(table, design, survey, bad_rows, seed, holdout, adjustment, shift, columns)
     if not survey.wanted:
         return source
     survey.check(table.chunks)
     return replace(source, shift=_first_values(source.rows(0, "train").numbers))
-
-
-def _skipped_kinds(data: DataSettings) -> frozenset[Kind]:
-    if data.on_error == "skip":
-        return _ALL_KINDS
-    return frozenset(("missing",)) if data.missing == "skip" else frozenset()
 
 
 def _first_values(numbers: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

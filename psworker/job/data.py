@@ -10,7 +10,7 @@ from psworker.job.sections import Keys
 from psworker.job.values import Parser, integer, text, texts
 from psworker.job.wording import nearest, show
 
-__all__ = ["FORMATS", "KEYS", "DataSettings", "check", "format_of", "section"]
+__all__ = ["FORMATS", "KEYS", "DataSettings", "check", "end_of", "format_of", "section"]
 
 
 FORMATS: Final = {
@@ -31,9 +31,13 @@ PACKINGS: Final = (".gz", ".bz2", ".xz", ".zst")
 
 def format_of(path: str) -> str | None:
     """The format of a file or of a pattern by the end of its name, in capitals or not."""
+    return FORMATS.get(end_of(path))
+
+
+def end_of(path: str) -> str:
+    """The end of a file's name, in small letters, without that of its packing."""
     name = PurePosixPath(path.lower())
-    packed = name.suffix in PACKINGS
-    return FORMATS.get(name.with_suffix("").suffix if packed else name.suffix)
+    return name.with_suffix("").suffix if name.suffix in PACKINGS else name.suffix
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,21 +6,19 @@ A JSON object becomes a line of its columns, so that what [data] says of columns
 from __future__ import annotations
 
 import csv
-import io
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
 
 from psworker.data import Batch
 from psworker.data.columns import columns_of
 from psworker.data.csv import CsvTable, table_under
 from psworker.data.features import design_of
 from psworker.data.files import LocalFile
+from psworker.data.json_lines import cells_of, csv_line
 from psworker.data.lines import LineChunks
 from psworker.data.rows import Fault, Position, Wanted
 from psworker.data.rows import Rows as ParsedRows
-from psworker.data.survey import Adjustment, survey_of
+from psworker.data.survey import survey_of
 from psworker.data.tabular import open_table
 from psworker.errors import DataError
 from psworker.job import DataSettings
@@ -30,24 +28,19 @@ __all__ = ["MakeBatch", "Rows"]
 MakeBatch = Callable[[Sequence[bytes]], Batch]
 """Makes a batch of lines; raises DataError for what is none, unless [data] on-error says to leave it out."""
 
-_UNASKED: Final = "~label"
-"""What a column of labels is called where nobody asks for labels."""
-
 
 @dataclass(frozen=True, slots=True)
 class Rows:
     """What lines are and what is made of them.
 
     `name` is their stream's, for errors; `json`: each is an object. `fields` are the columns of a CSV line in
-    their order, separated by commas; empty: a header names them. Without `labelled` there need be no label,
-    and y means nothing.
+    their order, separated by commas; empty: a header names them.
     """
 
     data: DataSettings
     name: str
     json: bool = False
     fields: tuple[str, ...] = ()
-    labelled: bool = True
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -55,7 +48,7 @@ class Rows:
         data = self.data
         listed = tuple(dict.fromkeys((*data.columns, *data.categorical, *data.text)))
         known = dict.fromkeys((*(self.fields or listed), data.target))
-        return columns_of(data, tuple(known), self.name, None).used[:-1]
+        return columns_of(data, tuple(known), self.name, None).inputs
 
     @property
     def features(self) -> int:
@@ -63,28 +56,23 @@ class Rows:
         data = replace(self.data, columns=self.columns)
         return design_of(columns_of(data, (*self.columns, data.target), self.name, None), data).features
 
-    def under(self, header: str | None, adjustment: Adjustment | None = None) -> MakeBatch:
+    def under(self, header: str | None) -> MakeBatch:
         """Return what makes batches of lines under this header; None: there is none.
 
         Args:
             header: a line that names the columns.
-            adjustment: of the numbers, where a survey has said one.
 
         Raises:
             DataError: a column is missing.
         """
-        data = replace(self.data, columns=self.columns, scale="none")
+        data = replace(self.data, columns=self.columns)
         names, separator = self._layout(header)
-        if not self.labelled and not self.json:
-            names = (*(_UNASKED if name == data.target else name for name in names), data.target)
         lines = LineChunks(LocalFile(self.name), 0, 0, 1)  # there is no file: they are given
-        table, columns = table_under(data, _line(names, separator), lines, None)
+        table, columns = table_under(data, csv_line(names, separator), lines, None)
         survey = survey_of(data, self.name, columns.numeric, len(columns.numeric))
         nothing = _Lines(table, self.name, str, ())
         source = open_table(nothing, design_of(columns, data), survey, data, seed=0, holdout=0.0)
-        if adjustment is not None:
-            source = replace(source, adjustment=adjustment)
-        as_csv = self._as_csv(separator)
+        as_csv = self._as_csv()
         batches = iter(range(1 << 62))
 
         def batch(given: Sequence[bytes]) -> Batch:
@@ -93,13 +81,6 @@ class Rows:
             return made.read(next(batches), "train")
 
         return batch
-
-    def unlabelled(self, first: bytes) -> Rows:
-        """Return the same for lines like ``first``, whose labels nobody knows."""
-        fields = self.fields
-        if fields and len(next(csv.reader([first.decode(errors="replace")]))) == len(fields) - 1:
-            fields = tuple(name for name in fields if name != self.data.target)
-        return replace(self, data=replace(self.data, columns=self.columns), fields=fields, labelled=False)
 
     def _layout(self, header: str | None) -> tuple[tuple[str, ...], str]:
         """The columns of a line in their order, and what is between them."""
@@ -114,17 +95,12 @@ class Rows:
             raise DataError(self.name, None, f"the header cannot be split into columns: {error}") from error
         return tuple(name.strip() for name in names), separator
 
-    def _as_csv(self, separator: str) -> Callable[[str], str]:
+    def _as_csv(self) -> Callable[[str], str]:
         """What makes a CSV line of a line; it raises ValueError for one that is no JSON object."""
-        label = self.data.classes[0] if self.data.classes else "0"
-        if self.json:
-            names = (*self.columns, self.data.target) if self.labelled else self.columns
-            more = [] if self.labelled else [label]
-            return lambda text: _line([*_cells(text, names), *more], ",")
-        if self.labelled:
+        if not self.json:
             return str
-        end = _line([label], separator)
-        return lambda text: f"{text}{separator}{end}"
+        names = (*self.columns, self.data.target)
+        return lambda text: csv_line(cells_of(text, names))
 
 
 class _Lines:
@@ -156,30 +132,3 @@ class _Lines:
     def position(self, chunk: int, index: int) -> Position:
         """See `Table.position`; who has written the line must find it by what is said of it."""
         return Position(self._name)
-
-
-def _cells(text: str, names: Sequence[str]) -> list[str]:
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"not JSON: {text[:80]!r} ({error}); write one object a line") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"not a JSON object: {text[:80]!r}; write one object a line")  # noqa: TRY004
-    return [_cell(found.get(name)) for name in names]
-
-
-def _cell(value: object) -> str:
-    """A value of JSON as a CSV file would have it; lists and objects are left to be refused."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return str(int(value))
-    if isinstance(value, str):
-        return " ".join(value.splitlines())
-    return str(value)
-
-
-def _line(cells: Sequence[str], separator: str) -> str:
-    text = io.StringIO()
-    csv.writer(text, delimiter=separator, lineterminator="").writerow(cells)
-    return text.getvalue()

@@ -1,3 +1,4 @@
+import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,9 @@ def address(cluster: Elsewhere) -> str:
     stream = StreamSettings(("-",), format="json")
     data = DataSettings(source="stream", format="csv", columns=("a",), target="y")
     make(cluster, "numbers", Job(ModelSettings("linear"), data=data, stream=stream), w=[0.1], b=[0])
+    data = DataSettings(source="none.csv", columns=("a", "b"), on_error="skip")
+    make(cluster, "skips", Job(ModelSettings("logistic"), data=data), w=[1, -1], b=[0])
+    make(cluster, "empty", Job(ModelSettings("logistic"), data=data))
     return cluster.address
 
 
@@ -91,13 +95,95 @@ def test_more_rows_than_are_looked_at_at_once(address: str, tmp_path: Path, capf
     assert found == [number % 10 / 10 for number in range(rows)]
 
 
+def test_rows_that_cannot_be_read_have_an_empty_line(address: str, tmp_path: Path, capfd: Output) -> None:
+    text = "a,b\n3,1\nx,1\n1\n1,3\n"
+    assert predicted(address, tmp_path / "new.csv", text, "--job", "skips") == 0
+    output = capfd.readouterr()
+    assert output.out == "1\n\n\n0\n"
+    first, fields, number = output.err.splitlines()
+    assert first == "psctl predict: 2 of 4 rows have no prediction: 1 of fields, 1 of number"
+    assert fields.startswith(f"  the first of fields: {tmp_path}/new.csv, line 4: the row has 1 values")
+    assert number.startswith(f'  the first of number: {tmp_path}/new.csv, line 3, column "a": "x" is not')
+
+
+def test_rows_that_cannot_be_read_in_csv(address: str, tmp_path: Path, capfd: Output) -> None:
+    """All of the first rows are bad, and yet the header says how many classes there are."""
+    text = "a,b\n" + "x,1\n" * 1024 + "3,1\n"
+    flags = ("--job", "skips", "--format", "csv", "--probabilities")
+    assert predicted(address, tmp_path / "new.csv", text, *flags) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert lines == ["prediction,p(0),p(1)", *[",,"] * 1024, "1,0.119203,0.880797"]
+    assert predicted(address, tmp_path / "new.csv", "a,b\nx,1\n", "--job", "skips", "--format", "csv") == 0
+    assert capfd.readouterr().out == 'prediction\n""\n', "an empty field, which a reader does not pass over"
+
+
+def test_rows_that_cannot_be_read_in_json(address: str, tmp_path: Path, capfd: Output) -> None:
+    flags = ("--job", "skips", "--format", "json", "--probabilities")
+    assert predicted(address, tmp_path / "new.csv", "a,b\nx,1\n3,1\n", *flags) == 0
+    output = capfd.readouterr()
+    bad, good = [json.loads(line) for line in output.out.splitlines()]
+    error = bad.pop("error")
+    assert bad == {"prediction": None, "probabilities": None, "reason": "number"}
+    assert error.startswith(f'{tmp_path}/new.csv, line 2, column "a": "x" is not a number')
+    assert good == {"prediction": 1, "probabilities": {"0": 0.119203, "1": 0.880797}}
+    assert json.loads(output.err) == {
+        "rows": 2, "without_prediction": 1, "reasons": {"number": {"rows": 1, "first": error}},
+    }  # fmt: skip
+
+
+def test_what_is_before_an_error_is_predicted(address: str, tmp_path: Path, capfd: Output) -> None:
+    assert predicted(address, tmp_path / "new.csv", "a,b\n3,1\n1,3\n1,\n3,1\n", "--job", "files") == 14
+    output = capfd.readouterr()
+    assert output.out == "yes\nno\n"
+    assert output.err.startswith(f'psctl predict: {tmp_path}/new.csv, line 4, column "b": no value')
+
+
+def test_several_files_of_several_formats(address: str, tmp_path: Path, capfd: Output) -> None:
+    (tmp_path / "new.csv.gz").write_bytes(gzip.compress(b"a,b\n3,1\n1,3\n"))
+    np.save(tmp_path / "new.npy", [[3.0, 1.0]])
+    (tmp_path / "new-1.jsonl").write_text('{"a": 1, "b": 3}\n')
+    files = [str(tmp_path / name) for name in ("new.csv.gz", "new.npy", "new-*.jsonl")]
+    assert cli.main(["predict", "--server", address, "--job", "files", "--input", *files]) == 0
+    assert capfd.readouterr().out == "yes\nno\nyes\nno\n"
+
+
+def test_an_output_is_left_alone_where_there_is_nothing_to_write(address: str, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("precious")
+    flags = ("--job", "none", "--output", str(tmp_path / "out"))
+    assert predicted(address, tmp_path / "new.csv", ROWS, *flags) == 12
+    assert (tmp_path / "out").read_text() == "precious"
+
+
+def test_an_output_that_cannot_be_written(address: str, tmp_path: Path, capfd: Output) -> None:
+    flags = ("--job", "files", "--output", str(tmp_path / "none" / "out"))
+    assert predicted(address, tmp_path / "new.csv", ROWS, *flags) == 14
+    assert "none/out: No such file or directory; correct the name" in capfd.readouterr().err
+    assert predicted(address, tmp_path / "new.csv", ROWS, "--job", "files", "--output", "/dev/full") == 14
+    assert "/dev/full: No space left on device" in capfd.readouterr().err
+
+
+def test_no_rows(address: str, tmp_path: Path, capfd: Output) -> None:
+    for text in ("", "a,b\n"):
+        assert predicted(address, tmp_path / "new.csv", text, "--job", "files") == 0
+        assert capfd.readouterr().out == ""
+        flags = ("--job", "files", "--format", "csv", "--probabilities")
+        assert predicted(address, tmp_path / "new.csv", text, *flags) == 0
+        assert capfd.readouterr().out == "prediction,p(no),p(yes)\n"
+
+
 @pytest.mark.parametrize(
     ("text", "flags", "code", "reason"),
     [
         ("a\n1\n", ["--job", "files"], 14, 'no column "b", which [data] columns names'),
         ("a,b\n1,x\n", ["--job", "files"], 14, '"x" is not a number'),
-        ("a,b\n1,2\n", [], 12, "job"),
-        ("a,b\n1,2\n", ["--job", "other"], 12, "other"),
+        ("a,b\n1,2\n", [], 12, "the cluster has several jobs: say which with --job NAME"),
+        ("a,b\n1,2\n", ["--job", "other"], 12, "no worker has made a job of that name; psctl status shows"),
+        (
+            "a,b\n1,2\n",
+            ["--job", "empty"],
+            12,
+            "its model has no parameters yet: no worker has made them; ask",
+        ),
         ("a,b\n1,2\n", ["--job", "none.toml"], 2, "cannot read the job file none.toml"),
         ('{"a": 1}\n', ["--job", "numbers", "--probabilities"], 2, "no method probabilities"),
     ],
@@ -116,6 +202,12 @@ def test_an_input_that_is_not_there(address: str, tmp_path: Path, capfd: Output)
         cli.main(["predict", "--server", address, "--job", "files", "--input", str(tmp_path / "none")]) == 14
     )
     assert "No such file or directory" in capfd.readouterr().err
+
+
+def test_a_cluster_without_jobs(tmp_path: Path, capfd: Output) -> None:
+    with cluster_in_thread() as cluster:
+        assert predicted(cluster.address, tmp_path / "new", "a\n1\n") == 12
+    assert "the cluster has no job yet: train one (psworker --job FILE)" in capfd.readouterr().err
 
 
 def test_nobody_answers(tmp_path: Path, capfd: Output) -> None:

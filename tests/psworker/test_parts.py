@@ -1,13 +1,23 @@
 from pathlib import Path
 
-from psworker.job import job_from_json, load_job
+from psworker.job import DataSettings, Job, job_from_json, load_job
 from psworker.parts import part_of
 
 
-async def columns_told(path: Path, *overrides: str) -> tuple[str, ...]:
-    job = load_job(None, (f'data.source="{path}"', "data.target=y", "model.kind=linear", *overrides))
+async def told(job: Job) -> DataSettings:
+    """What the cluster hears of the data."""
     part = await part_of(job, 1.0)
-    return job_from_json(part.plan.text).data.columns
+    again = await part_of(job_from_json(part.plan.text), 1.0)
+    assert again.plan == part.plan, "who has the job from the cluster tells it the same"
+    return job_from_json(part.plan.text).data
+
+
+def on(path: Path, *overrides: str) -> Job:
+    return load_job(None, (f'data.source="{path}"', "data.target=y", "model.kind=linear", *overrides))
+
+
+async def columns_told(path: Path, *overrides: str) -> tuple[str, ...]:
+    return (await told(on(path, *overrides))).columns
 
 
 async def test_the_cluster_is_told_the_columns_that_the_job_leaves_to_the_file(tmp_path: Path) -> None:
@@ -17,7 +27,18 @@ async def test_the_cluster_is_told_the_columns_that_the_job_leaves_to_the_file(t
     assert await columns_told(path, 'data.columns=["a"]') == ("a",)
 
 
-async def test_where_there_are_no_names_nothing_is_told(tmp_path: Path) -> None:
+async def test_where_there_are_no_names_the_width_is_told(tmp_path: Path) -> None:
     path = tmp_path / "train.libsvm"
     path.write_text("1 1:2 3:4\n0 2:1\n")
-    assert await columns_told(path) == ()
+    found = await told(on(path))
+    assert (found.columns, found.dimensions) == ((), 3)
+    assert (await told(on(path, "data.hashed=true"))).dimensions is None
+
+
+async def test_the_columns_of_a_stream_are_told_too(tmp_path: Path) -> None:
+    (tmp_path / "stream.csv").write_text("")
+    (tmp_path / "job.toml").write_text(
+        '[model]\nkind = "linear"\n[data]\ntarget = "y"\n'
+        f'[stream]\nsource = "tail:{tmp_path}/stream.csv"\nfields = ["b", "y", "a"]\n'
+    )
+    assert (await told(load_job(tmp_path / "job.toml", ()))).columns == ("b", "a")

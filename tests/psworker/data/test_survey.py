@@ -7,6 +7,8 @@ from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from sklearn.utils.class_weight import compute_class_weight
 
 from psworker.data import Source
+from psworker.data.survey import Survey
+from psworker.data.tabular import TabularSource
 from psworker.errors import DataError, JobError
 from tests.psworker.data.reading import by_key, opened, read_all, surveyed
 
@@ -63,6 +65,27 @@ def test_all_workers_find_the_same_whatever_the_order(tmp_path: Path) -> None:
             totals[name] = totals.get(name, 0) + value
     batches.append(other.informed(totals).read(3, "train").x)
     np.testing.assert_allclose(batches[0], batches[1], rtol=1e-6)
+
+
+@pytest.mark.parametrize(("scale", "missing"), [("standard", "error"), ("minmax", "error"), ("none", "mean")])
+def test_the_sums_are_enough_to_know_what_is_done(tmp_path: Path, scale: str, missing: str) -> None:
+    """Who has no file has no shift but that of the sums."""
+    trained_on = source(tmp_path, numbers(), scale=scale, missing=missing)
+    totals: dict[str, Any] = {}
+    for chunk in range(trained_on.chunks):
+        for name, value in trained_on.statistics(chunk).items():
+            totals[name] = totals.get(name, 0) + value
+    assert isinstance(trained_on, TabularSource)
+    elsewhere = Survey("nowhere", ("a", "b", "c"), 3, missing, scale, "none", ())
+    expected = trained_on.informed(totals).adjustment
+    assert expected is not None
+    found = elsewhere.adjustment(totals)
+    for name in ("fill", "offset", "factor"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    assert found.width == 3
+    del totals["shift"]
+    with pytest.raises(JobError, match=r'the servers have no tensor "survey.shift" of it'):
+        elsewhere.adjustment(totals)
 
 
 def test_a_source_is_not_read_before_the_survey(tmp_path: Path) -> None:

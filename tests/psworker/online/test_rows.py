@@ -1,7 +1,5 @@
-import numpy as np
 import pytest
 
-from psworker.data.survey import Adjustment
 from psworker.errors import DataError
 from psworker.job import DataSettings
 from psworker.online.rows import Rows
@@ -46,25 +44,6 @@ def test_hashed_features_are_those_of_the_data_part() -> None:
     assert by_object.keys is not None
     assert by_line.keys.tolist() == by_object.keys.tolist()
     assert by_line.y.tolist() == by_object.y.tolist() == [1]
-
-
-@pytest.mark.parametrize(("header", "line"), [("b,a", b"1,2"), ("b,y,a", b"1,,2"), ("y,b,a", b"what,1,2")])
-def test_labels_need_not_be_there(header: str, line: bytes) -> None:
-    assert Rows(DATA, "test").unlabelled(line).under(header)([line]).x.tolist() == [[2, 1]]
-
-
-@pytest.mark.parametrize("line", [b"1,2", b"1,2,", b"1,2,0"])
-def test_nor_the_field(line: bytes) -> None:
-    rows = Rows(DATA, "test", fields=("a", "b", "y")).unlabelled(line)
-    assert rows.under(None)([line]).x.tolist() == [[1, 2]]
-    assert (
-        Rows(CLASSES, "test", json=True).unlabelled(b"").under(None)([b'{"a": 1, "c": "x"}']).keys is not None
-    )
-
-
-def test_numbers_are_scaled_where_a_survey_says_how() -> None:
-    adjustment = Adjustment(None, np.array([1, 2], np.float32), np.array([2, 4], np.float32))
-    assert Rows(DATA, "test").under("a,b,y", adjustment)([b"2,3,0"]).x.tolist() == [[2, 4]]
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ from protocol.messages import (
     Describe,
     Diverged,
     Drift,
+    Drop,
     Ended,
     Finish,
     Heartbeat,
@@ -48,6 +49,7 @@ from protocol.messages import (
     Install,
     Join,
     JoinShard,
+    Keep,
     Lease,
     Leave,
     Load,
@@ -118,6 +120,7 @@ LEAST_ROLE: Final[dict[type[Request], Role]] = {
     Finish: Role.WORKER,
     Diverged: Role.WORKER,
     Drift: Role.WORKER,
+    Drop: Role.WORKER,  # with ``force`` an admin's
     Marker: Role.WORKER,
     # an operator's
     Set: Role.ADMIN,
@@ -127,6 +130,7 @@ LEAST_ROLE: Final[dict[type[Request], Role]] = {
     JoinShard: Role.ADMIN,
     ShardBeat: Role.ADMIN,
     Announce: Role.ADMIN,
+    Keep: Role.ADMIN,
     Ended: Role.ADMIN,
     Decide: Role.ADMIN,
     Mark: Role.ADMIN,

@@ -10,11 +10,22 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.fields import Decode, Encode, array_decoder, array_encoder
-from protocol.messages import Catalogue, Epoch, LoadPlan, SavedFiles, unpack
+from protocol.messages import Catalogue, Epoch, KeptJobs, LoadPlan, SavedFiles, unpack
 from protocol.status import ClusterStatus, Waits
 from protocol.tensors import Part
 
-__all__ = ["CATALOGUE", "EPOCH", "LOAD", "MOST", "SAVED", "STATUS", "WAITS", "Document", "raw_document"]
+__all__ = [
+    "CATALOGUE",
+    "EPOCH",
+    "KEPT",
+    "LOAD",
+    "MOST",
+    "SAVED",
+    "STATUS",
+    "WAITS",
+    "Document",
+    "raw_document",
+]
 
 T = TypeVar("T")
 
@@ -81,6 +92,7 @@ def raw_document(name: str, data: bytes) -> tuple[tuple[Part, ...], tuple[npt.ND
 STATUS: Final = Document(ClusterStatus, "status")
 CATALOGUE: Final = Document(Catalogue, "catalogue")
 EPOCH: Final = Document(Epoch, "epoch")
+KEPT: Final = Document(KeptJobs, "kept")
 WAITS: Final = Document(Waits, "waits")
 SAVED: Final = Document(SavedFiles, "saved")
 LOAD: Final = Document(LoadPlan, "load")

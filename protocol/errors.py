@@ -8,6 +8,7 @@ PSError
 ├── RequestError         this request is wrong; nothing changed, the connection stays usable
 │   ├── BadRequest           a field is missing, unknown, of the wrong type or out of range
 │   ├── UnknownJob           no such job on this cluster
+│   ├── JobDropped           the job on which this worker worked was dropped
 │   ├── UnknownTensor        no such tensor in this job
 │   ├── SpecMismatch         the tensor exists with another dtype, shape or optimizer
 │   ├── BadTensor            dtype or size differ from what the server holds
@@ -53,6 +54,7 @@ __all__ = [
     "FrameTooLarge",
     "HasDiverged",
     "InternalError",
+    "JobDropped",
     "JobMismatch",
     "LogUnwritable",
     "NotAMember",
@@ -151,6 +153,12 @@ class UnknownJob(RequestError):
     """The cluster has no job of that name."""
 
     code = "UNKNOWN_JOB"
+
+
+class JobDropped(RequestError):
+    """The job on which the worker that asks worked was dropped: nothing of it is left."""
+
+    code = "JOB_DROPPED"
 
 
 class UnknownTensor(RequestError):

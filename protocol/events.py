@@ -12,7 +12,7 @@ Event = Literal[
     # of the coordinator: workers, servers, jobs, checkpoints
     "worker.joined", "worker.left", "worker.dead", "worker.disconnected", "worker.returned.late",
     "shard.joined", "shard.lost", "shard.late", "shard.heard", "shard.outdated",
-    "job.changed", "job.diverged", "checkpoint.taken",
+    "job.changed", "job.diverged", "job.dropped", "checkpoint.taken",
     # of every server
     "wait.long", "peer.refused", "request.failed", "coordinator.lost", "coordinator.back", "state.replaced",
     "checkpoint.failed", "checkpoint.unusable", "log.unwritable", "log.writable",

@@ -51,6 +51,8 @@ __all__ = [
     "Done",
     "Drift",
     "DriftHeard",
+    "Drop",
+    "Dropped",
     "Empty",
     "Ended",
     "Epoch",
@@ -64,6 +66,10 @@ __all__ = [
     "Join",
     "JoinShard",
     "Joined",
+    "Keep",
+    "Kept",
+    "KeptJob",
+    "KeptJobs",
     "Lease",
     "Leased",
     "Leave",
@@ -234,7 +240,7 @@ class Epoch:
     """Who a job's live workers are from now on, and how they are kept together.
 
     Steps below ``since`` were begun before the staleness was what it is: their updates are applied at once.
-    All learning rates are multiplied by ``rate``.
+    All learning rates are multiplied by ``rate``. ``born`` is as in ``KeptJob``.
     """
 
     job: Name
@@ -243,6 +249,25 @@ class Epoch:
     since: int
     members: tuple[Member, ...]
     rate: Rate = 1.0
+    born: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class KeptJob:
+    """A job that there is.
+
+    No incarnation of a worker up to ``born`` is of this job: they were of one of that name that was dropped.
+    """
+
+    name: Name
+    born: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeptJobs:
+    """All jobs that there are."""
+
+    jobs: tuple[KeptJob, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,12 +303,16 @@ class LoadedTensor:
 
 @dataclass(frozen=True, slots=True)
 class LoadedJob:
-    """What of a job a shard is to load. ``step`` is the open one, ``updates`` those applied so far."""
+    """What of a job a shard is to load.
+
+    ``step`` is the open one, ``updates`` those applied so far, ``born`` is as in ``KeptJob``.
+    """
 
     name: Name
     step: int
     updates: int
     tensors: tuple[LoadedTensor, ...]
+    born: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -533,6 +562,26 @@ class Checkpointed:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A job was dropped: how many tensors it had, and how many bytes of memory the servers have freed.
+
+    Servers that are ``away`` do so as soon as they are back.
+    """
+
+    job: Name
+    tensor_count: int
+    bytes: int
+    away: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a shard had of other jobs is forgotten, for good: so many bytes of memory."""
+
+    bytes: int
+
+
 # --- requests that every server answers
 
 
@@ -672,7 +721,8 @@ class Join:
     """Become a worker of a job, which is made if need be; without a name, of the only one there is.
 
     Settings that are None are whatever the job has. The reply comes when ``workers`` have joined. Asking
-    again with the same ``token`` is a retry, and gives the same identity.
+    again with the same ``token`` is a retry, and gives the same identity. A worker that joins again says
+    what its ``former`` incarnation was: if its job was dropped meanwhile, it is not made anew.
     """
 
     op: ClassVar[str] = "join"
@@ -684,6 +734,7 @@ class Join:
     workers: Positive | None = None
     backup_workers: int | None = None
     plan: Plan | None = None
+    former: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -835,6 +886,20 @@ class Restore:
 
 
 @dataclass(frozen=True, slots=True)
+class Drop:
+    """End a job and forget all of it, on all servers.
+
+    As long as it has workers that is refused, unless it is to be done by ``force``, which only an admin may
+    say. They are told that it was dropped.
+    """
+
+    op: ClassVar[str] = "drop"
+    reply: ClassVar[type] = Dropped
+    job: Name
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Marker:
     """What this worker sends from here on is after the cut of a checkpoint."""
 
@@ -894,6 +959,18 @@ class Announce:
 
     op: ClassVar[str] = "epoch"
     reply: ClassVar[type] = Empty
+    tensors: tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """The coordinator tells a shard which jobs there are: the payload is ``KeptJobs`` as a msgpack array.
+
+    It forgets what it has of others: they were dropped.
+    """
+
+    op: ClassVar[str] = "keep"
+    reply: ClassVar[type] = Kept
     tensors: tuple[Part, ...]
 
 
@@ -992,11 +1069,11 @@ Request = (
     Auth | Hello | Ping | Init | Pull | Push | PushPull | Reset | Attach | Join | Leave | Heartbeat | Create
     | Initialised | Describe | Lease | Finish | Diverged | Drift | Set | Status | Checkpoint | Restore
     | Marker | Mark | JoinShard | ShardBeat | Announce | Ended | Decide | Hold | Cut | Release | Saved
-    | Completed | Load | Install
+    | Drop | Keep | Completed | Load | Install
 )  # fmt: skip
 Reply = (
     Empty | Welcome | Challenge | Attached | Joined | Beat | ShardJoined | Created | Described | Pushed
-    | Pulled | Leased | DriftHeard | StatusReport | Checkpointed
+    | Pulled | Leased | DriftHeard | StatusReport | Checkpointed | Dropped | Kept
 )  # fmt: skip
 
 REQUESTS: Final[tuple[type[Request], ...]] = Request.__args__

@@ -14,7 +14,7 @@ import protocol
 from protocol.daemon.exit_codes import ExitCode
 from protocol.daemon.settings import new_parser
 from protocol.errors import CheckpointFailed, CheckpointUnusable, PSError
-from psctl import change, checkpoint, inspect, predict, restore, status, token, top, train, tune, up
+from psctl import change, checkpoint, drop, inspect, predict, restore, status, token, top, train, tune, up
 from psctl.child import ProcessFailed
 from psworker.daemon import exit_code
 from psworker.errors import DataError, JobError
@@ -93,6 +93,16 @@ _COMMANDS: Final = {
             "psctl set staleness=3                      # at most 3 steps apart",
             "psctl set staleness=0 backup-workers=1     # synchronous, not waiting for the slowest",
             "psctl set staleness=inf --job digits --server 10.0.0.5:7070",
+        ),
+    ),
+    "drop": _Command(
+        drop.flags,
+        drop.run,
+        "End a job and forget all of it: free the memory that the servers keep it in.",
+        (
+            "psctl drop digits                          # refused while workers are at work on it",
+            "psctl drop digits --force                  # they are told that it was dropped",
+            "psctl drop digits --server 10.0.0.5:7070 --format json | jq .bytes",
         ),
     ),
     "predict": _Command(

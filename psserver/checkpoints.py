@@ -132,8 +132,8 @@ class Checkpoints:
         """Take a checkpoint every so many seconds, if there is anything new."""
         while True:
             await asyncio.sleep(seconds)
-            unchanged = self.last is not None and self.changes == self._jobs.changes()
-            if not self._jobs.serving() or not self._shard.jobs or (unchanged and not self._jobs.at_work()):
+            has_news = not self._is_all_saved() or (self._shard.jobs and self._jobs.at_work())
+            if not self._jobs.serving() or not has_news:
                 continue
             try:
                 await self.take()
@@ -143,9 +143,14 @@ class Checkpoints:
     def look(self) -> None:
         """See, now and then, whether there is anything that no checkpoint has."""
         now = time.monotonic()
-        if not self._shard.jobs or (self.last is not None and self.changes == self._jobs.changes()):
+        if self._is_all_saved():
             self._all_saved = now
         self.unsaved = now - self._all_saved
+
+    def _is_all_saved(self) -> bool:
+        if self.last is None:
+            return not self._shard.jobs
+        return self.changes == self._jobs.changes() or self._shard.is_untouched
 
     async def take(self, *, stays: bool = False) -> Checkpointed:
         """Take a checkpoint, and return when it is complete; with ``stays`` this shard stops at the cut.

@@ -10,6 +10,7 @@ from protocol.messages import RATE_FACTOR, RETURNS, Beat, Decide, Epoch
 from psserver.call import Call
 from psserver.catalogue import TensorCatalogue
 from psserver.decisions import StepDecisions
+from psserver.incarnations import job_dropped
 from psserver.leases import Ledger
 from psserver.membership import Membership, Worker
 
@@ -53,7 +54,7 @@ class Job:
     learning rates are multiplied by. ``furthest`` is the last
     step that was begun before the job was restored. ``leaving`` are the names of those who are out, and whose
     chunks are to be taken back when all shards have been told. ``told`` is what a shard that was away is
-    told; all of it is durable.
+    told; all of it is durable. ``born`` is as in ``protocol.messages.KeptJob``.
     """
 
     name: str
@@ -63,6 +64,8 @@ class Job:
     decisions: StepDecisions
     made_with: float
     began: float
+    born: int = 0
+    is_dropped: bool = False
     since: int = 0
     rate: float = 1.0
     returns: Returns = Returns()
@@ -87,6 +90,18 @@ class Job:
         if diverged:
             self.rate *= RATE_FACTOR if former.ledger is None else former.ledger.plan.rate_factor
             self.returns = Returns(former.returns.count + 1, checkpoint, timeline)
+
+    def drop(self) -> None:
+        """Be over: nobody works on it any more, and whoever waits is told so."""
+        self.is_dropped = True
+        waiting = [*self.joining.values(), *(call for call, _ in self.idle)]
+        waiting += [call for _, _, asks in self.tensors.waits() for call in asks]
+        self.joining, self.idle = {}, []
+        self.workers.all_out()
+        for call in waiting:
+            call.fail(job_dropped(self.name))
+        for taken_back in self.leaving.values():
+            taken_back.set()
 
     def live(self) -> list[int]:
         """Return the live workers."""

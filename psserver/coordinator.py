@@ -11,15 +11,16 @@ import math
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
 import protocol
+from protocol.auth import Role
 from protocol.connection import Array, Connection
 from protocol.documents import CATALOGUE, STATUS
-from protocol.errors import BadRequest, JobMismatch, NotAMember, NotReady, PSError, UnknownJob
+from protocol.errors import BadRequest, Forbidden, JobMismatch, NotAMember, NotReady, PSError, UnknownJob
 from protocol.events import Event, about
 from protocol.messages import (
     Attach,
@@ -33,6 +34,8 @@ from protocol.messages import (
     Described,
     Drift,
     DriftHeard,
+    Drop,
+    Dropped,
     Empty,
     Ended,
     Epoch,
@@ -41,6 +44,8 @@ from protocol.messages import (
     Initialised,
     Join,
     Joined,
+    KeptJob,
+    KeptJobs,
     Lease,
     Leased,
     Leave,
@@ -63,7 +68,8 @@ from psserver.durability.failpoints import failpoint
 from psserver.durability.manifest import SavedJob
 from psserver.durability.records import Key
 from psserver.history import JobHistory
-from psserver.jobs import Session, fenced
+from psserver.incarnations import fenced, first_incarnation, is_of_dropped, job_dropped
+from psserver.jobs import Session
 from psserver.leases import Ledger
 from psserver.links import ShardLinks
 from psserver.membership import FailureSettings, Membership, Worker
@@ -99,6 +105,7 @@ class Coordinator:
         links: the servers.
         serving: set while all servers are there, or have been, with the state that they should have.
         changes: how often the jobs have changed.
+        issued: no incarnation above it was of a job that was dropped.
         durability: tells what outlives the servers; without a storage, nothing.
     """
 
@@ -125,16 +132,18 @@ class Coordinator:
         self._told: Array | None = None  # the status, as it is told in this turn of the event loop
         self._untold: list[Callable[[], None]] = []  # decisions that became durable while a cut was prepared
         self.serving = asyncio.Event()
-        self.changes = 0
+        self.changes = self.issued = 0
+        self._dropping: dict[str, asyncio.Event] = {}  # jobs that are, until that is durable
         self.durability: Callable[[], DurabilityStatus] = DurabilityStatus
         self.links = ShardLinks(
-            shard, shards, secrets.token_hex(8), settings, self._missed, self._has_jobs, clock
+            shard, shards, secrets.token_hex(8), settings, self.kept, self._missed, self._has_jobs, clock
         )
 
     # --- epochs and decisions
 
     def _epoch(self, job: Job) -> Epoch:
-        return Epoch(job.name, job.workers.epoch, job.staleness, job.since, job.workers.members(), job.rate)
+        kept_together = (job.staleness, job.since, job.workers.members(), job.rate)
+        return Epoch(job.name, job.workers.epoch, *kept_together, job.born)
 
     async def _announce(self, job: Job, gone: Sequence[Worker] = ()) -> None:
         """Tell every shard the job's epoch, and return when all follow it; these are ``gone`` from now on."""
@@ -145,7 +154,7 @@ class Coordinator:
             return  # another state has taken its place
         failpoint("membership.before-announce")
         epoch = self._epoch(job)
-        followed = self.links.announce(epoch)
+        followed = self.links.announce(epoch, lambda: job.is_dropped)
         for worker in gone:
             self._take_back(job, worker)
         await followed
@@ -176,6 +185,10 @@ class Coordinator:
         """Return what a shard that was away may have missed; it ignores what it knows."""
         for job in self._jobs.values():
             yield from job.told
+
+    def kept(self) -> KeptJobs:
+        """Return which jobs there are."""
+        return KeptJobs(tuple([KeptJob(job.name, job.born) for job in self._jobs.values()]))
 
     def _to_be_told(self, job: Job) -> list[Decide | Epoch]:
         return [*job.decisions.again(job.name), self._epoch(job)] if job.workers.started else []
@@ -219,10 +232,13 @@ class Coordinator:
         then: Callable[[], None] = _nothing,
         changed: Sequence[str] = (),
     ) -> None:
-        """Log what has happened to a job, if there is a log; call ``then`` when it is durable."""
+        """Log what has happened to a job, if there is a log; call ``then`` when it is durable.
+
+        Of a job that was dropped nothing is logged any more.
+        """
         self.changes += 1
         log = self._shard.journal.log
-        if log is None:
+        if log is None or job.is_dropped:
             then()
         else:
             docs: dict[Key, Callable[[], Any]] = {
@@ -289,6 +305,7 @@ class Coordinator:
                 store.updates if (store := self._shard.jobs.get(job.name)) is not None else 0,
                 None if job.ledger is None else job.ledger.plan.text,
                 tuple(job.tensors),
+                job.born,
             )
             for job in self._jobs.values()
         )
@@ -299,7 +316,7 @@ class Coordinator:
             job.furthest = self._furthest(job)
             for worker in job.workers.live():
                 self._reached(job, worker)
-        return {"jobs": [job_state(job, now) for job in self._jobs.values()]}
+        return {"jobs": [job_state(job, now) for job in self._jobs.values()], "issued": self.issued}
 
     def is_held(self, session: Session) -> bool:
         """Return whether what a worker asks for now is after the cut that is being prepared."""
@@ -371,6 +388,7 @@ class Coordinator:
 
     def fence_all(self) -> None:
         """Have all workers join again: some of what was acknowledged may be lost."""
+        self.issued += _SKIPPED
         for job in self._jobs.values():
             present = [worker for worker in job.workers if worker.present]
             job.workers.skip_incarnations(_SKIPPED)
@@ -447,6 +465,80 @@ class Coordinator:
         await self._announce(job)
         call.reply(reply)
 
+    # --- jobs that are dropped
+
+    def drop(self, call: Call, session: Session, request: Drop) -> None:
+        """End a job and forget all of it; answer when that is durable, and all servers that are there have.
+
+        It is over for everybody at once. Once that is durable it stays so; if this server dies before, the
+        job is there again.
+
+        Raises:
+            UnknownJob: there is no such job.
+            JobMismatch: it has workers, and it was not said to drop it by force.
+            Forbidden: somebody who is no admin has said so.
+            NotReady: the state is about to be replaced.
+            LogUnwritable: it cannot be made durable now; nothing has changed.
+        """
+        if request.force and session.role is not Role.ADMIN:
+            raise Forbidden(
+                "to drop a job that has workers takes the token of an admin", field="force", value=True
+            )
+        if not self._undisturbed.is_set():  # it is in the checkpoint on all shards, or on none
+            self._spawn(call.answer_with(self._drop_later(call, session, request)))
+            return
+        if not self.serving.is_set():
+            raise NotReady("the cluster is not complete; ask again")
+        if self._shard.journal.problem is not None:
+            raise self._shard.journal.problem
+        job = self._job(request.job)
+        at_work = [worker.name for worker in job.workers if worker.present]
+        if at_work and not request.force:
+            raise JobMismatch(
+                f"workers are at work on it ({', '.join(at_work[:3])}{', ...' if at_work[3:] else ''}); stop "
+                "them first, or say --force to have them be told that it was dropped",
+                field="job",
+                value=job.name,
+            )
+        freed = self._forget(job)
+        failpoint("drop.forgotten")
+        then = partial(self._is_dropped, call, job, freed)
+        self._shard.journal.drop([job.name], then, ["job.drop", job.name, self.issued])
+
+    async def _drop_later(self, call: Call, session: Session, request: Drop) -> None:
+        await self._undisturbed.wait()
+        self.drop(call, session, request)
+
+    def _forget(self, job: Job) -> int:
+        """Have a job be over, here and on this server's shard; return the bytes of memory that this frees."""
+        self.changes += 1
+        self.issued = max(self.issued, job.workers.issued)
+        self._dropping[job.name] = asyncio.Event()
+        del self._jobs[job.name]
+        self._histories.pop(job.name, None)
+        for connection in [c for c, (its, _) in self._at_work.items() if its is job]:
+            del self._at_work[connection]
+        for shard, nbytes in load_of(job.tensors.infos()).items():
+            self.links.place(shard, -nbytes)
+        job.drop()
+        return self._shard.drop([job.name]) if job.name in self._shard.jobs else 0
+
+    def _is_dropped(self, call: Call, job: Job, freed: int) -> None:
+        """Go on when it is durable that a job was dropped: another one may have its name from now on."""
+        failpoint("drop.durable")
+        self._dropping.pop(job.name).set()
+        told = self.links.keep(self.kept())  # before any shard hears of another one
+        _log.info("job %s was dropped", job.name, extra=_about("job.dropped", job))
+        self._spawn(call.answer_with(self._answer_dropped(call, job, freed, told)))
+
+    @staticmethod
+    async def _answer_dropped(
+        call: Call, job: Job, freed: int, told: Awaitable[tuple[int, tuple[int, ...]]]
+    ) -> None:
+        freed_elsewhere, away = await told
+        failpoint("drop.told")
+        call.reply(Dropped(job.name, len(tuple(job.tensors)), freed + freed_elsewhere, away))
+
     # --- who comes
 
     def attach(self, call: Call, session: Session, request: Attach) -> None:
@@ -459,14 +551,19 @@ class Coordinator:
 
     def join(self, call: Call, session: Session, request: Join) -> None:
         """Make the client a worker; answer when the job may start."""
-        if request.job is None:
-            job = self._only_job()
-        else:
-            job = self._jobs.get(request.job) or self._new_job(request.job, request)
+        former = self._jobs.get(request.job or "")
+        born = None if former is None else former.born
+        if request.former is not None and is_of_dropped(request.former, self.links.timeline, born):
+            raise job_dropped(request.job or "")
+        dropped = self._dropping.get(request.job or "")
+        if dropped is not None:
+            self._spawn(call.answer_with(self._join_later(dropped, None, call, session, request)))
+            return
+        job = self._only_job() if request.job is None else former or self._new_job(request.job, request)
         self._replace_absent(job, request)
         taken_back = job.leaving.get(request.name or "")
         if taken_back is not None:
-            self._spawn(call.answer_with(self._join_later(taken_back, call, session, request)))
+            self._spawn(call.answer_with(self._join_later(taken_back, job, call, session, request)))
             return
         worker = job.workers.find(request.token)
         if worker is None:
@@ -499,10 +596,15 @@ class Coordinator:
             self._is_out(job, former)
 
     async def _join_later(
-        self, taken_back: asyncio.Event, call: Call, session: Session, request: Join
+        self, free: asyncio.Event, job: Job | None, call: Call, session: Session, request: Join
     ) -> None:
-        """Join when what the worker's former self held has been taken back: it would pass for its own."""
-        await taken_back.wait()
+        """Join when the name is free: what the worker's former self held would pass for its own.
+
+        So it is with the name of a job that is being dropped; ``job`` is None then.
+        """
+        await free.wait()
+        if job is not None and job.is_dropped:
+            raise job_dropped(job.name)
         if call.connection.is_open:
             self.join(call, session, request)
 
@@ -536,6 +638,10 @@ class Coordinator:
             for call in joining.values():
                 call.fail_with(error)
             return
+        if job.is_dropped:
+            for call in joining.values():
+                call.fail(job_dropped(job.name))
+            return
         plan = job.ledger.plan if job.ledger else None
         live = {worker.id: worker for worker in job.workers.live()}
         for number, call in joining.items():
@@ -563,9 +669,11 @@ class Coordinator:
     def _new_job(self, name: str, request: Join) -> Job:
         staleness = math.inf if request.staleness is None else request.staleness
         _check_backup(request.backup_workers)
-        workers = Membership(request.workers or 1, self._settings)
+        born = max(self.issued, first_incarnation(self.links.timeline) - 1)
+        workers = Membership(request.workers or 1, self._settings, born + 1)
         return Job(
             name=name,
+            born=born,
             staleness=staleness,
             backup=request.backup_workers or 0,
             workers=workers,
@@ -876,7 +984,7 @@ class Coordinator:
 
     def describe(self, call: Call, session: Session, request: Describe) -> None:
         """Say what tensors are and where."""
-        found = self._job(session.job).tensors.describe(request.names)
+        found = self._job_of(session).tensors.describe(request.names)
         payload = CATALOGUE.encode(Catalogue(found))
         call.reply(Described(CATALOGUE.parts(payload)), (payload,))
 
@@ -1017,15 +1125,23 @@ class Coordinator:
         Raises:
             NotAMember: the session is no worker's.
             Fenced: its worker's incarnation is out.
+            JobDropped: its job was dropped.
         """
-        if session.worker is not None and session.job not in self._jobs:
-            raise fenced(session.worker)  # the job went with a timeline that is over
-        job = self._job(session.job)
+        job = self._job_of(session)
         if session.worker is None:
             raise NotAMember("join the job first", field="worker", value=session.worker)
         worker = job.workers.get(session.worker, session.incarnation)
         self._is_at(connection, job, worker)
         return job, worker
+
+    def _job_of(self, session: Session) -> Job:
+        found = self._jobs.get(session.job or "")
+        born = None if found is None else found.born
+        if session.incarnation is not None and is_of_dropped(session.incarnation, self.links.timeline, born):
+            raise job_dropped(session.job or "")
+        if session.worker is not None and found is None:
+            raise fenced(session.worker)  # the job went with a timeline that is over
+        return self._job(session.job)
 
     def _ledger(self, job: Job) -> Ledger:
         if job.ledger is None:

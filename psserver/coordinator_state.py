@@ -7,6 +7,10 @@ chunk ledger, which may be long, is told by its events:
     ["ledger.lease", job, worker, incarnation, seq, leased]
     ["ledger.finish", job, worker, incarnation, finish]
     ["ledger.give-back", job, worker, done]
+
+    ["job.drop", job, issued]       no incarnation above ``issued`` was of a job that was dropped
+
+Nothing of a job of that name that was made anew is in the batch of this last one: see ``psserver.journal``.
 """
 
 from __future__ import annotations
@@ -64,6 +68,7 @@ def _settings(job: Job) -> dict[str, Any]:
         "staleness": _plain_number(job.staleness),
         "made_with": _plain_number(job.made_with),
         "backup": job.backup,
+        "born": job.born,
         "since": job.since,
         "rate": job.rate,
         "returns": _plain_returns(job.returns),
@@ -139,6 +144,7 @@ def _job(name: str, settings: Mapping[str, Any], shards: int, failure: FailureSe
         decisions=StepDecisions(shards),
         made_with=_number(settings["made_with"]),
         began=now,
+        born=settings.get("born", 0),
         since=settings["since"],
         rate=settings["rate"],
         returns=_returns_from_plain(settings["returns"], "returns"),
@@ -146,8 +152,11 @@ def _job(name: str, settings: Mapping[str, Any], shards: int, failure: FailureSe
     )
 
 
-def replay_job(batch: Batch, jobs: dict[str, Job], shards: int, failure: FailureSettings, now: float) -> None:
+def replay_job(batch: Batch, jobs: dict[str, Job], shards: int, failure: FailureSettings, now: float) -> int:
     """Do what one batch of a log says.
+
+    Returns:
+        The highest incarnation of the jobs that it says were dropped; 0: none was.
 
     Raises:
         BadRequest: it says what no coordinator writes.
@@ -164,6 +173,10 @@ def replay_job(batch: Batch, jobs: dict[str, Job], shards: int, failure: Failure
                 jobs[str(name)].tensors = TensorCatalogue.restored(document)
         for event in batch.events:
             _replay_event(event, jobs, now)
+        dropped = [event for event in batch.events if event[0] == "job.drop"]
+        for _, name, _ in dropped:
+            jobs.pop(name, None)
+        return max((int(issued) for _, _, issued in dropped), default=0)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise BadRequest("the log says what cannot be", field="log", value=repr(error)) from error
 

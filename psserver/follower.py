@@ -19,6 +19,8 @@ from protocol.messages import (
     Empty,
     Hold,
     Install,
+    Kept,
+    KeptJobs,
     Load,
     Saved,
     SavedFiles,
@@ -71,6 +73,7 @@ class Follower:
         self._joined: ShardJoined | None = None
         self._stopping = self._has_recovered = False
         self._early: list[Callable[[], None]] | None = []  # what was said before this shard was recovered
+        self._held: list[Callable[[], None]] | None = None  # what was said before a drop was durable
         self._timeline = 0
         if persistence is not None:
             self.part = ShardPart(shard, persistence, replaced)
@@ -141,17 +144,36 @@ class Follower:
             await persistence.run(persistence.set_stopped, number, None)
 
     def is_early(self, follow: Callable[[], None]) -> bool:
-        """Return whether what the coordinator says waits, as ``follow``, until this shard is recovered."""
-        if self._early is None:
+        """Return whether what the coordinator says has to wait, and does, as ``follow``.
+
+        It does until this shard is recovered, and until it is durable that a job was dropped, for what comes
+        may be of another job of that name.
+        """
+        waiting = self._held if self._early is None else self._early
+        if waiting is None:
             return False
-        self._early.append(follow)
+        waiting.append(follow)
         return True
+
+    def keep(self, call: Call, kept: KeptJobs) -> None:
+        """Forget all jobs but these; what the coordinator says then waits until that is durable."""
+        dropped, freed = self._shard.keep(kept)
+        if dropped:
+            failpoint("drop.followed")
+
+        def go_on() -> None:
+            call.reply(Kept(freed))
+            held, self._held = self._held, None
+            for follow in held or ():
+                follow()
+
+        self._held = []
+        self._shard.journal.drop(dropped, go_on)
 
     def _take_up(self, timeline: int) -> None:
         assert self._joined is not None  # noqa: S101 (joined before)
         self._timeline = timeline
-        if self.part is not None:
-            self.part.timeline = timeline
+        self._shard.timeline = timeline
         log = self._shard.journal.log
         if log is not None:
             log.append(docs={CLUSTER: lambda: cluster_doc(self._cluster, timeline)})
@@ -201,7 +223,7 @@ class Follower:
 
     async def _save(self, uplink: Uplink, part: ShardPart, number: int, snapshot: Snapshot) -> None:
         assert self._joined is not None  # noqa: S101 (only the coordinator asks)
-        header = Header(number, self._joined.shards, self._cluster, part.timeline)
+        header = Header(number, self._joined.shards, self._cluster, self._shard.timeline)
         problem = ""
         files = SavedFiles(())
         try:
@@ -237,7 +259,7 @@ class Follower:
             PSError: no checkpoint could be taken; with an update log that matters to nobody.
         """
         part, persistence = self.part, self._persistence
-        if part is None or persistence is None or not self.serving or not self._shard.jobs:
+        if part is None or persistence is None or not self.serving or self._shard.is_untouched:
             return
         stopped = await self._last(uplink, part, persistence)
         await persistence.run(persistence.set_stopped, self._shard.number, stopped)
@@ -246,18 +268,18 @@ class Follower:
     async def _last(self, uplink: Uplink, part: ShardPart, persistence: Persistence) -> Stopped:
         logs = self._shard.journal.log is not None
         if not logs and part.has_saved(self._shard.snapshot()) and part.has_saved(await part.freeze()):
-            return Stopped(self._cluster, part.timeline, part.saved)
+            return Stopped(self._cluster, self._shard.timeline, part.saved)
         self._stopping = True
         try:
             done: Checkpointed
             done, _ = await uplink.request(Checkpoint())
-            return Stopped(self._cluster, part.timeline, done.checkpoint)
+            return Stopped(self._cluster, self._shard.timeline, done.checkpoint)
         except PSError as error:
             if logs:
                 raise
             _log.info("no checkpoint of all shards can be taken (%s); this one's state is kept", error)
         assert self._joined is not None  # noqa: S101 (it serves)
-        identity = Identity(self._cluster, part.timeline)
+        identity = Identity(self._cluster, self._shard.timeline)
         shards, number = self._joined.shards, self._shard.number
         return await persistence.run(persistence.save_alone, identity, shards, number, await part.freeze())
 

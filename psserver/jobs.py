@@ -7,17 +7,18 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from protocol.auth import MAY, Examiner, Role
-from protocol.errors import BadTensor, Fenced, NotAMember, UnknownTensor
+from protocol.errors import BadTensor, NotAMember, PSError, UnknownTensor
 from protocol.messages import Done, Epoch, Request
 from psserver.arriving import Asked, Block, KnownKeys
 from psserver.backups import Backups
 from psserver.call import Call
 from psserver.consistency import Clocks
+from psserver.incarnations import fenced, job_dropped
 from psserver.sequences import Sequence as Numbered
 from psserver.store.dense import DenseBlock
 from psserver.store.sparse import SparseBlock
 
-__all__ = ["Holding", "JobStore", "Reader", "Session", "fenced"]
+__all__ = ["Holding", "JobStore", "Reader", "Session"]
 
 
 _CURSORS: Final = 10_000
@@ -87,7 +88,9 @@ class JobStore:
     longest_wait: float = 0.0
     cursors: dict[tuple[int, int], dict[int, int]] = field(default_factory=dict)
     applying: int = 0  # pushes under way
-    gone: bool = False  # another state has taken its place
+    gone: bool = False  # another state has taken its place, or it was dropped
+    is_dropped: bool = False
+    born: int = 0  # as in ``protocol.messages.KeptJob``
     holding: Holding | None = None  # while a cut is prepared
 
     def block(self, name: str) -> Block:
@@ -125,7 +128,7 @@ class JobStore:
         before = self.clocks.members
         if self.clocks.staleness == 0:
             self.read.clear()  # in lockstep nobody misses anything, and nothing is noted
-        self.epoch = epoch.number
+        self.epoch, self.born = epoch.number, epoch.born
         self.clocks.follow(epoch)
         after = self.clocks.members
         out = {
@@ -173,6 +176,7 @@ class JobStore:
         Raises:
             NotAMember: the session only observes.
             Fenced: its incarnation is not, or no longer, one of the epoch.
+            JobDropped: the job was dropped.
         """
         worker = session.worker
         if worker is None:
@@ -181,15 +185,20 @@ class JobStore:
             )
         member = self.clocks.members.get(worker)
         if member is None or member.incarnation != session.incarnation:
-            raise fenced(worker)
+            raise self.out(worker)
         return worker
 
+    def out(self, worker: int) -> PSError:
+        """Return the error for a worker that is not one of the epoch."""
+        return job_dropped(self.name) if self.is_dropped else fenced(worker)
 
-def fenced(worker: int) -> Fenced:
-    """Return the error for a worker's incarnation that is out."""
-    return Fenced(
-        "this incarnation of the worker is out: it was declared dead, was replaced, or has left, or the "
-        "cluster went back to a checkpoint; join again",
-        field="worker",
-        value=worker,
-    )
+    def drop(self) -> None:
+        """Be over: nobody works on it any more, and whoever waits is told so."""
+        self.gone = self.is_dropped = True
+        self.clocks.members.clear()  # what is still under way is refused
+        readers, self.readers = self.readers, []
+        for reader in readers:
+            reader.call.fail(job_dropped(self.name))
+        holding, self.holding = self.holding, None
+        for go_on in holding.held if holding is not None else ():
+            go_on()

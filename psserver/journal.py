@@ -13,6 +13,7 @@ A log holds events, and the latest version of whatever array they changed. The e
 
     ["table", job, table, info]                                an empty block of a table was made
     ["reset", job, *taken, updates]                            blocks have begun anew
+    ["drop", job]                                              the job was dropped
 
 ``taken`` is worker, incarnation, seq, fingerprint; ``done`` is [lease, batches] or None. Arrays have the keys
 
@@ -23,12 +24,15 @@ A log holds events, and the latest version of whatever array they changed. The e
     ("gone", job, table, number)                               keys whose rows were dropped
 
 Of rows that several updates changed each update has its arrays; their numbers say which came later.
+
+A batch does not say whether an array in it came before or after an event. So a job with the name of one that
+was dropped begins only when that is durable: all of that name in the batch of a "drop" is of the former.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from protocol.connection import Array
@@ -111,6 +115,16 @@ class Journal:
             self._numbers += 1
             log.append(arrays={("gone", job.name, block.name, self._numbers): (None, keys)})
 
+    def drop(self, jobs: Collection[str], then: Callable[[], None], *more: list[Any]) -> None:
+        """Jobs were dropped, and ``more`` events tell so; call ``then`` when that is durable.
+
+        It outlives a power failure, too: only then may anything follow of a job of the same name.
+        """
+        if self.log is None or not jobs:
+            then()
+        else:
+            self.log.append([*(["drop", job] for job in jobs), *more], then=then, sync=True)
+
     def reset(
         self,
         job: JobStore,
@@ -163,7 +177,7 @@ class Journal:
         return arrays
 
     def _log_for(self, job: JobStore) -> UpdateLog | None:
-        """Return the log, unless the job has been replaced by another state meanwhile."""
+        """Return the log, unless the job was dropped meanwhile, or replaced by another state."""
         return None if job.gone else self.log
 
     def must_remember(self, request: Step) -> bool:
@@ -176,7 +190,9 @@ class Journal:
 
     async def share(self, job: JobStore, share: Share, taken: Taken, arrived: Arrived) -> None:
         """Return when a share, as it is now, is durable; it must not change meanwhile."""
-        assert self.log is not None  # noqa: S101 (must_remember)
+        log = self._log_for(job)
+        if log is None:
+            return
         arrays: _Arrays = {}
         means: list[list[Any]] = []
         request = arrived.request
@@ -190,7 +206,7 @@ class Journal:
         done = plain_done(request.done)
         durable = asyncio.Event()
         event = ["share", job.name, *taken, request.step, ends, done, request.weight, means]
-        self.log.append([event], arrays=arrays, then=durable.set)
+        log.append([event], arrays=arrays, then=durable.set)
         await durable.wait()
 
     def included(self, job: JobStore, decision: Decide) -> None:

@@ -39,7 +39,8 @@ from psserver.durability import checkpoint, directories
 from psserver.durability.failpoints import failpoint
 from psserver.durability.manifest import Manifest
 from psserver.durability.storage import Storage
-from psserver.jobs import Session, fenced
+from psserver.incarnations import fenced
+from psserver.jobs import Session
 from psserver.membership import FailureSettings
 from psserver.metrics import ServerMetrics
 from psserver.persistence import Identity, Persistence, Stopped
@@ -138,6 +139,7 @@ class Lead:
         self.part.goes_on_from_stop = found.unlogged
         if exact:
             self._coordinator.take(found.jobs)
+            self._coordinator.issued = found.issued
             if found.lost:
                 self._coordinator.fence_all()
         else:
@@ -168,7 +170,7 @@ class Lead:
             self._begin(self._links.timeline)
 
     def _begin(self, timeline: int) -> None:
-        self.part.timeline = timeline
+        self._shard.timeline = timeline
         self.checkpoints.cluster, self.checkpoints.timeline = self._links.cluster, timeline
         log = self._shard.journal.log
         if log is not None:
@@ -249,6 +251,7 @@ class Lead:
         self._coordinator.take(restored.jobs)
         self._links.timeline = timeline
         await self._links.ask_all(Install(timeline))
+        await self._links.keep(self._coordinator.kept())  # what was loaded may be more
         self._begin_checkpoints(timeline)
         # A log goes on from a checkpoint of this timeline, too; what it held before is of no use.
         if is_foreign or self._shard.journal.log is not None:
@@ -260,7 +263,7 @@ class Lead:
         self._links.must_load = False
 
     def _begin_checkpoints(self, timeline: int) -> None:
-        self.part.timeline = timeline
+        self._shard.timeline = timeline
         self.checkpoints.cluster, self.checkpoints.timeline = self._links.cluster, timeline
 
     async def restore(self, call: Call, request: Restore) -> None:
@@ -311,7 +314,9 @@ class Lead:
                 extra=about("job.diverged", job=job.name, worker=worker.name),
             )  # fmt: skip
             label = self._shard.jobs[job.name].label
-            await self._install(await self._load_good(job, request.loss), is_foreign=True)
+            restored = await self._load_good(job, request.loss)
+            # The checkpoint is of the cluster: it may hold jobs that were dropped since.
+            await self._install(restored.only(self._coordinator.kept()), is_foreign=True)
             self._metrics.divergences[label] += 1
             self._begin(self._links.timeline)
         raise fenced(worker.id)
@@ -326,7 +331,9 @@ class Lead:
                 value=loss,
             )
         storage, timeline = self._persistence.storage, self._links.timeline
-        numbers = await self._persistence.run(checkpoints_of, storage, job.name, job.returns, timeline)
+        numbers = await self._persistence.run(
+            checkpoints_of, storage, job.name, job.born, job.returns, timeline
+        )
         restored = await self._load_newest(storage, "", numbers)
         if restored is None or restored.manifest is None:
             raise HasDiverged(
@@ -385,7 +392,7 @@ class Lead:
             OSError: it cannot be written.
             PSError: no checkpoint could be taken; with an update log that matters to nobody.
         """
-        if not self._coordinator.serving.is_set() or not self._shard.jobs:
+        if not self._coordinator.serving.is_set() or self._shard.is_untouched:
             return
         stopped = await self._last()
         await self._persistence.run(self._persistence.set_stopped, 0, stopped)

@@ -12,10 +12,10 @@ from typing import Any, Final, Literal, get_args
 import numpy.typing as npt
 
 from protocol.connection import Answer, Connection
-from protocol.documents import EPOCH
+from protocol.documents import EPOCH, KEPT
 from protocol.errors import BadRequest, ConnectionLost, ShuttingDown
 from protocol.events import about
-from protocol.messages import Announce, Decide, Epoch, JoinShard, Request, ShardJoined
+from protocol.messages import Announce, Decide, Epoch, JoinShard, Keep, KeptJobs, Request, ShardJoined
 from protocol.status import Load, ShardStatus, Wait, Waits
 from psserver.call import Call
 from psserver.failure import FailureDetector
@@ -57,7 +57,8 @@ class ShardLinks:
         count: how many servers make the cluster.
         cluster: the name of this cluster; a server with another's state is refused.
         settings: when silence is death.
-        missed: returns what a server that was away may have missed.
+        kept: returns which jobs there are.
+        missed: returns what a server that was away may have missed of them.
         has_jobs: returns whether there is any state that a server would have to have.
         now: seconds, monotonic.
 
@@ -78,6 +79,7 @@ class ShardLinks:
         count: int,
         cluster: str,
         settings: FailureSettings,
+        kept: Callable[[], KeptJobs],
         missed: Callable[[], Iterable[Decide | Epoch]],
         has_jobs: Callable[[], bool],
         now: Callable[[], float],
@@ -92,6 +94,7 @@ class ShardLinks:
         self.must_load = False
         self.metrics_port: int | None = None
         self._settings = settings
+        self._kept = kept
         self._missed = missed
         self._has_jobs = has_jobs
         self._now = now
@@ -147,8 +150,10 @@ class ShardLinks:
             "shard %d %s from %s", shard, "is back" if before else "joined", link.address,
             extra=about("shard.joined", about_shard=shard),
         )  # fmt: skip
-        for message in () if self.must_load else self._missed():
-            self._tell(call.connection, message)
+        if not self.must_load:
+            self._ask_to_keep(call.connection, self._kept())
+            for message in self._missed():
+                self._tell(call.connection, message)
         link.open.set()
         self._check_ready()
 
@@ -296,24 +301,31 @@ class ShardLinks:
 
     # --- what they are told
 
-    def announce(self, epoch: Epoch) -> Coroutine[Any, Any, None]:
+    def announce(self, epoch: Epoch, is_over: Callable[[], bool]) -> Coroutine[Any, Any, None]:
         """Tell every shard a job's epoch; await what is returned until all follow it, even if one is away.
 
         They are told at once, so that decisions and epochs arrive in the order in which they were made.
+        When the job ``is_over``, nobody is told any more, nor waited for.
         """
         self._own.follow(epoch)
         links = [link for link in self._links if link is not None and link.connection is not None]
         sent = [self._tell(link.connection, epoch) for link in links if link.connection]
-        return self._all_followed(links, sent, epoch)
+        return self._all_followed(links, sent, epoch, is_over)
 
     async def _all_followed(
-        self, links: Sequence[_Link], sent: Sequence[Answer | None], epoch: Epoch
+        self,
+        links: Sequence[_Link],
+        sent: Sequence[Answer | None],
+        epoch: Epoch,
+        is_over: Callable[[], bool],
     ) -> None:
         for link, acknowledged in zip(links, sent, strict=True):
-            await self._followed(link, acknowledged, epoch)
+            await self._followed(link, acknowledged, epoch, is_over)
 
-    async def _followed(self, link: _Link, acknowledged: Answer | None, epoch: Epoch) -> None:
-        while True:
+    async def _followed(
+        self, link: _Link, acknowledged: Answer | None, epoch: Epoch, is_over: Callable[[], bool]
+    ) -> None:
+        while not is_over():
             try:
                 if acknowledged is not None:
                     await acknowledged
@@ -322,6 +334,8 @@ class ShardLinks:
                 acknowledged = None
             await asyncio.sleep(0)  # a connection that is just ending may still count as open
             await link.open.wait()
+            if is_over():
+                return
             current = next(one for one in self._links if one is not None and one.open is link.open)
             acknowledged = self._tell(current.connection, epoch)
 
@@ -331,6 +345,43 @@ class ShardLinks:
         for link in self._links:
             if link is not None and link.connection is not None:
                 link.connection.notify(decision)
+
+    def keep(self, kept: KeptJobs) -> Coroutine[Any, Any, tuple[int, tuple[int, ...]]]:
+        """Tell every shard which jobs there are, at once; it forgets all others.
+
+        Returns:
+            What is to be awaited: the bytes of memory that this has freed, when it is durable, and which
+            servers are away; they are told when they are back.
+        """
+        dropped, freed = self._own.keep(kept)
+        self._own.journal.drop(dropped, lambda: None)
+        links = [(number, link) for number, link in enumerate(self._links) if link is not None]
+        others = [(number, link.connection) for number, link in links if link.connection is not None]
+        return self._all_kept(freed, [(number, self._ask_to_keep(other, kept)) for number, other in others])
+
+    @staticmethod
+    async def _all_kept(
+        freed: int, asked: Sequence[tuple[int, Answer | None]]
+    ) -> tuple[int, tuple[int, ...]]:
+        away = []
+        for number, answer in asked:
+            if answer is None:
+                away.append(number)
+                continue
+            try:
+                freed += (await answer)[0].bytes
+            except (ConnectionLost, ShuttingDown):
+                away.append(number)
+        return freed, tuple(away)
+
+    @staticmethod
+    def _ask_to_keep(connection: Connection, kept: KeptJobs) -> Answer | None:
+        if not connection.is_open:
+            return None
+        payload = KEPT.encode(kept)
+        answer = connection.send(Keep(KEPT.parts(payload)), (payload,))
+        answer.add_done_callback(_look_at)
+        return answer
 
     async def ask_all(self, request: Request, payload: Sequence[npt.NDArray[Any]] = ()) -> None:
         """Send a request to every other server, and return when all have answered.

@@ -31,7 +31,7 @@ from protocol.fields import Name, Positive
 from protocol.messages import Heartbeat, Member
 from protocol.status import WorkerStatus
 from psserver.failure import FailureDetector
-from psserver.jobs import fenced
+from psserver.incarnations import fenced
 from psserver.saved_state import AnyNumber, SavedState, as_text, check_once, check_saved
 from psserver.sequences import SavedSequence, Sequence
 
@@ -183,6 +183,11 @@ class Membership:
     def __iter__(self) -> Iterator[Worker]:
         return iter(tuple(self._workers.values()))  # who reads metrics does so from another thread
 
+    @property
+    def issued(self) -> int:
+        """The highest incarnation that may have been issued."""
+        return max(self.first_incarnation - 1, *(one.incarnation for one in self._workers.values()), 0)
+
     def live(self) -> list[Worker]:
         """Return the workers of the current epoch."""
         return [worker for worker in self._workers.values() if worker.live]
@@ -280,6 +285,7 @@ class Membership:
         self._gone[worker.id] = worker
         if len(self._gone) > _GONE_KEPT:
             oldest = self._gone.pop(next(iter(self._gone)))
+            self.first_incarnation = max(self.first_incarnation, oldest.incarnation + 1)
             del self._workers[oldest.name], self._by_id[oldest.id]
 
     def all_out(self) -> None:

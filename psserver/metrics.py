@@ -99,6 +99,11 @@ class ServerMetrics(Collector):
             histogram = self.request_seconds[op] = Histogram(_SECONDS)
         histogram.observe(seconds)
 
+    def forget(self, job: str) -> None:
+        """Forget what was counted of a job that has this label: it was dropped."""
+        for of_jobs in (self.updates, self.dropped, self.rows_dropped, self.divergences):
+            of_jobs.pop(job, None)
+
     def collect(self) -> Iterator[Metric]:
         """Yield the metric families. Called from the thread that serves ``/metrics``."""
         requests = {(op, status): count for (op, status), count in dict(self.requests).items()}

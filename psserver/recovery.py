@@ -46,6 +46,7 @@ class Recovered:
         unlogged: its update log goes on from the state with which it stopped, which must be kept as long as
             no checkpoint has taken its place.
         jobs: the coordinator's.
+        issued: no incarnation above it was of a job that was dropped.
     """
 
     cluster: str = ""
@@ -53,6 +54,7 @@ class Recovered:
     lost: bool = False
     unlogged: bool = False
     jobs: dict[str, Job] = field(default_factory=dict)
+    issued: int = 0
 
 
 def cluster_doc(cluster: str, timeline: int) -> dict[str, Any]:
@@ -106,7 +108,7 @@ def _from_clean_stop(
             if stopped.alone:
                 _log.warning("the state with which this shard stopped is of %d shards", state.header.shards)
             return Recovered()
-        jobs = _coordinators_jobs(storage, shard, stopped.checkpoint, shards, failure, now)
+        jobs, issued = _coordinators_jobs(storage, shard, stopped.checkpoint, shards, failure, now)
         shard.install(state.state, arrays)
     except (CheckpointUnusable, BadRequest) as error:
         _log.error(
@@ -115,16 +117,17 @@ def _from_clean_stop(
         )  # fmt: skip
         shard.replace((), {}, {})
         return Recovered()
-    return Recovered(stopped.cluster, stopped.timeline, jobs=jobs)
+    return Recovered(stopped.cluster, stopped.timeline, jobs=jobs, issued=issued)
 
 
 def _coordinators_jobs(
     storage: Storage, shard: Shard, number: int, shards: int, failure: FailureSettings, now: float
-) -> dict[str, Job]:
+) -> tuple[dict[str, Job], int]:
+    """Return the coordinator's jobs, and the highest incarnation of those that were dropped."""
     if shard.number:
-        return {}
+        return {}, 0
     state = checkpoint.read_coordinator_state(storage, number).state
-    return restored_jobs(state, shards, failure, now)
+    return restored_jobs(state, shards, failure, now), int(state.get("issued", 0))
 
 
 def _from_log(
@@ -136,7 +139,7 @@ def _from_log(
     if base is not None and segment is not None and persistence.has_log(shard.number, segment):
         manifest, state, arrays = base
         number = manifest.header.checkpoint
-        found.jobs = _coordinators_jobs(
+        found.jobs, found.issued = _coordinators_jobs(
             persistence.storage, shard, number, manifest.header.shards, failure, now
         )
         found.cluster, found.timeline = manifest.header.cluster, manifest.header.timeline
@@ -157,7 +160,7 @@ def _from_log(
         _replay_cluster(batch.docs, found, persistence.settings.log_sync)
         shard.replay(batch)
         if not shard.number:
-            replay_job(batch, found.jobs, shards, failure, now)
+            found.issued = max(found.issued, replay_job(batch, found.jobs, shards, failure, now))
 
     try:
         shard.journal.log = persistence.open_log(shard.number, segment or 1, replay)

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Final
 
-from protocol.messages import LoadedJob, LoadedTensor, LoadPlan, Spec
+from protocol.messages import KeptJobs, LoadedJob, LoadedTensor, LoadPlan, Spec
 from protocol.optimizers import optimizer_from_spec
 from psserver.coordinated_job import Job
 from psserver.coordinator_state import restored_jobs
 from psserver.durability import checkpoint
 from psserver.durability.manifest import Manifest
 from psserver.durability.storage import Storage
+from psserver.incarnations import first_incarnation
 from psserver.membership import FailureSettings
 from psserver.optimizers import rule_of
 from psserver.placement import load_of, place_tensor
 
-__all__ = ["Restored", "incarnation_base", "nothing", "read"]
-
-_LIVES: Final = 1 << 20
-"""Incarnations of a worker's name on one timeline: those of the next one are above all of them."""
+__all__ = ["Restored", "nothing", "read"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +28,12 @@ class Restored:
     jobs: dict[str, Job]
     plans: tuple[LoadPlan, ...]
 
-
-def incarnation_base(timeline: int) -> int:
-    """Return the first incarnation of a timeline."""
-    return (timeline - 1) * _LIVES + 1
+    def only(self, kept: KeptJobs) -> Restored:
+        """Return the same with these jobs only; the shards may have loaded more."""
+        born = {job.name: job.born for job in kept.jobs}
+        return replace(
+            self, jobs={name: job for name, job in self.jobs.items() if born.get(name) == job.born}
+        )
 
 
 def nothing(shards: int) -> Restored:
@@ -64,7 +63,7 @@ def read(
     jobs = restored_jobs(state, shards, failure, now)
     updates = {job.name: job.updates for job in manifest.jobs}
     for job in jobs.values():
-        job.workers.first_incarnation = incarnation_base(timeline)
+        job.workers.first_incarnation = first_incarnation(timeline)
         job.workers.all_out()
         if job.ledger is not None:
             job.ledger.forget_workers()
@@ -104,7 +103,7 @@ def _job_on(shard: int, job: Job, updates: int) -> LoadedJob:
         if block.shard == shard
     ]
     step = max(job.since, job.decisions.step, job.furthest)
-    return LoadedJob(job.name, step, updates, tuple(tensors))
+    return LoadedJob(job.name, step, updates, tuple(tensors), job.born)
 
 
 def _slots(spec: Spec) -> tuple[str, ...]:

@@ -16,16 +16,19 @@ from psserver.durability.storage import Storage
 __all__ = ["checkpoints_of"]
 
 
-def checkpoints_of(storage: Storage, job: str, returns: Returns, timeline: int) -> list[int]:
+def checkpoints_of(storage: Storage, job: str, born: int, returns: Returns, timeline: int) -> list[int]:
     """Return the checkpoints that a job may go back to now, the best of them last; blocks.
 
     Args:
         storage: where they are.
         job: its name.
+        born: its own, as in ``protocol.messages.KeptJob``; a former job of that name had another.
         returns: how it has gone back before.
         timeline: that of the cluster's state.
     """
-    manifests = [one for one in _manifests(storage) if any(saved.name == job for saved in one.jobs)]
+    manifests = [
+        one for one in _manifests(storage) if any((has.name, has.born) == (job, born) for has in one.jobs)
+    ]
     numbers = [one.header.checkpoint for one in manifests]
     newer = sum(one.header.timeline == timeline for one in manifests) > 1  # than the copy
     if returns.timeline != timeline or newer:

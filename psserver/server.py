@@ -21,7 +21,7 @@ from protocol.connection import Array, Connection, dial
 from protocol.credentials import Access, Credentials
 from protocol.daemon.exposition import Page
 from protocol.daemon.logs import RateLimited
-from protocol.documents import EPOCH, MOST, SAVED, WAITS
+from protocol.documents import EPOCH, KEPT, MOST, SAVED, WAITS
 from protocol.errors import (
     AccessError,
     BadRequest,
@@ -54,6 +54,7 @@ from protocol.messages import (
     Describe,
     Diverged,
     Drift,
+    Drop,
     Empty,
     Ended,
     Finish,
@@ -65,6 +66,7 @@ from protocol.messages import (
     Install,
     Join,
     JoinShard,
+    Keep,
     Lease,
     Leave,
     Load,
@@ -106,10 +108,10 @@ __all__ = ["Server", "ServerSettings"]
 
 _log = logging.getLogger(__name__)
 
-_WAIT_FOR_READY: Final = (Attach, Join, Create, Describe, Set)
+_WAIT_FOR_READY: Final = (Attach, Join, Create, Describe, Set, Drop)
 _BACKLOG: Final = 4096  # a flood must not fill the system's queue: who is behind it would wait for seconds
 _TICKS: Final = 4  # looks a heartbeat interval at who is silent
-_DOCUMENTS: Final = frozenset((Announce, ShardBeat, Saved, Completed, Load))
+_DOCUMENTS: Final = frozenset((Announce, Keep, ShardBeat, Saved, Completed, Load))
 _LAST_WITHIN: Final = 25.0  # seconds for a last checkpoint: less than Kubernetes gives a process to stop
 _WHEN_FROZEN: Final = frozenset(  # what does not change the state that is being saved
     (Ping, Status, Announce, Decide, Hold, Cut, Release, Completed, ShardBeat, Ended, Saved)
@@ -557,7 +559,9 @@ class Server:
                 call.reply(Empty())
             case Marker():
                 self._shard.marker(call, session, request)
-            case Announce() | Decide() | Hold() | Cut() | Release() | Completed() | Load() | Install():
+            case Announce() | Keep() | Decide():
+                self._follow(call, request, arrays)
+            case Hold() | Cut() | Release() | Completed() | Load() | Install():
                 self._follow(call, request, arrays)
             case ShardBeat() | Ended() | Saved():
                 self._hear(call, request, arrays)
@@ -666,6 +670,8 @@ class Server:
             call.reply(Empty())
         elif isinstance(request, Decide):
             self._shard.decide(request)
+        elif isinstance(request, Keep):
+            self._follower.keep(call, KEPT.decode(arrays[0]))
         else:
             self._follower.follow(call, self._uplink, request, arrays)
 
@@ -888,5 +894,7 @@ def _ask(coordinator: Coordinator, call: Call, session: Session, request: Any) -
             coordinator.describe(call, session, request)
         case Set():
             coordinator.change(call, request)
+        case Drop():
+            coordinator.drop(call, session, request)
         case _:
             raise BadRequest("a coordinator says this to workers", field="op", value=request.op)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -34,6 +34,7 @@ from protocol.messages import (
     Ended,
     Epoch,
     Init,
+    KeptJobs,
     LoadedJob,
     Marker,
     Pull,
@@ -54,7 +55,8 @@ from psserver.call import Call, Spawn
 from psserver.cut import ShardCut
 from psserver.durability.checkpoint import SavedArray
 from psserver.durability.log import Batch
-from psserver.jobs import JobStore, Reader, Session, fenced
+from psserver.incarnations import fenced, is_of_dropped, job_dropped
+from psserver.jobs import JobStore, Reader, Session
 from psserver.journal import Changes, Journal, Taken
 from psserver.load_meter import LoadMeter
 from psserver.metrics import ServerMetrics
@@ -77,6 +79,8 @@ _RETAIN: Final = 2 * 1024**3
 
 _LABELLED_JOBS: Final = 100
 """Jobs with a metric label of their own: no label takes an unbounded number of values."""
+
+_OTHER: Final = "other"
 
 _FIT: Final = 64
 """Tensors that a reply's header has room for, whatever their names."""
@@ -109,6 +113,7 @@ class Shard:
         jobs: by name.
         number: this shard's, for the status.
         longest: bytes of a reply's payload at most.
+        timeline: of its state; 0: it has none yet.
         journal: what has to be durable before it is acknowledged goes there.
         latest_load: what ``load`` returned last.
     """
@@ -122,6 +127,7 @@ class Shard:
     ) -> None:
         self.jobs: dict[str, JobStore] = {}
         self.number = 0
+        self.timeline = 1
         self.longest = 1 << 30
         self.journal = Journal()
         self._steps: dict[str, Steps] = {}
@@ -133,6 +139,7 @@ class Shard:
         self._pool = BufferPool(_RETAIN)
         self._meter = LoadMeter(metrics.traffic)
         self.latest_load = Load()
+        self._dropped = 0  # what ``updates`` counted of jobs that were dropped
         self._seen_tables: WeakSet[SparseBlock] = WeakSet()
         self._compiling = asyncio.Lock()
         _expect_overflow()
@@ -162,12 +169,36 @@ class Shard:
         self._report_ended(job, steps, also_none=True)  # who is out may have been the only one
 
     def _new_job(self, name: str) -> JobStore:
-        label = name if len(self.jobs) < _LABELLED_JOBS else "other"
+        label = name if len(self.jobs) < _LABELLED_JOBS else _OTHER
         job = self.jobs[name] = JobStore(name, label)
         self._steps[name] = Steps(
             job, self.journal, self._metrics, self._threads, self._answers.send, self._clock
         )
         return job
+
+    def keep(self, kept: KeptJobs) -> tuple[list[str], int]:
+        """Drop all jobs but these, as ``drop`` does; return which, and how many bytes that frees."""
+        born = {job.name: job.born for job in kept.jobs}
+        others = [name for name, job in self.jobs.items() if born.get(name) != job.born]
+        return others, self.drop(others)
+
+    def drop(self, names: Iterable[str]) -> int:
+        """Forget jobs, of which the journal is not told; return how many bytes of memory that frees.
+
+        Who waits is told that the job was dropped, and so is whoever still asks for something of it.
+        """
+        freed = 0
+        for name in names:
+            job, steps = self.jobs.pop(name), self._steps.pop(name)
+            freed += job.nbytes
+            self._dropped += _changes(job) + 1
+            if job.label != _OTHER:
+                self._metrics.forget(job.label)
+                job.label = _OTHER  # what is still under way counts there
+            job.drop()
+            steps.drop_all(job_dropped(name))
+        self._cut.check()  # it is not waited for any more
+        return freed
 
     def _flush(self, job: JobStore, steps: Steps) -> None:
         self._spawn(self._flushed(job, self._under_way(job, steps.flush())))
@@ -196,7 +227,7 @@ class Shard:
             self._report_ended(job, self._steps[name], also_none=True)
 
     def _report_ended(self, job: JobStore, steps: Steps, *, also_none: bool = False) -> None:
-        if job.clocks.staleness == 0:
+        if job.clocks.staleness == 0 and not job.gone:
             ended = steps.ended()
             if ended.workers or also_none:
                 self._report(ended)
@@ -275,7 +306,12 @@ class Shard:
     @property
     def updates(self) -> int:
         """Updates applied here, of all jobs; another number says that something has changed."""
-        return sum(job.updates + len(job.blocks) for job in self.jobs.values())
+        return self._dropped + sum(map(_changes, self.jobs.values()))
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether there are no jobs, and none was dropped since the server was started."""
+        return not self.jobs and not self._dropped
 
     def replace(
         self,
@@ -621,6 +657,7 @@ class Shard:
         taken: Taken,
         arrived: Arrived,
     ) -> None:
+        job.worker(session)  # it may be out by now, and the job be dropped
         steps = self._steps[job.name]
         await steps.contribute(call, session, taken, arrived)
         self._report_ended(job, steps)
@@ -719,7 +756,7 @@ class Shard:
         for reader in readers:
             member = job.clocks.members.get(reader.worker)
             if member is None or member.incarnation != reader.session.incarnation:
-                reader.call.fail(fenced(reader.worker))
+                reader.call.fail(job.out(reader.worker))
             elif not self._may_read(job, reader.worker):
                 job.readers.append(reader)
             else:
@@ -786,14 +823,24 @@ class Shard:
 
     def _job(self, session: Session) -> JobStore:
         job = self.jobs.get(session.job or "")
-        if job is None:
-            if session.worker is not None:
-                raise fenced(session.worker)  # the job went with a timeline that is over
-            raise UnknownJob("join or attach to a job first", field="job", value=session.job)
+        if job is None or (session.incarnation is not None and session.incarnation <= job.born):
+            raise self._gone(session, None if job is None else job.born)
         return job
+
+    def _gone(self, session: Session, born: int | None) -> PSError:
+        """Return the error for whoever asks for something of a job that is not there any more."""
+        if session.worker is None or session.incarnation is None:
+            return UnknownJob("join or attach to a job first", field="job", value=session.job)
+        if is_of_dropped(session.incarnation, self.timeline, born):
+            return job_dropped(session.job or "")
+        return fenced(session.worker)  # the job went with a timeline that is over
 
     def _allocate(self, parts: Sequence[Part]) -> Sequence[Array]:
         return [self._pool.empty(part.elements, DTYPES[part.dtype]) for part in parts]
+
+
+def _changes(job: JobStore) -> int:
+    return job.updates + len(job.blocks)
 
 
 def _read(job: JobStore, session: Session) -> Backups:

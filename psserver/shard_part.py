@@ -39,14 +39,13 @@ class ShardPart:
         replaced: called when the shard's state has been replaced.
 
     Attributes:
-        timeline: what the state is of; 0: there is none yet.
         saved: the last checkpoint of which its part was written; 0: none.
         goes_on_from_stop: its update log goes on from the state with which it stopped, until there is a
             checkpoint to go on from.
     """
 
     def __init__(self, shard: Shard, persistence: Persistence, replaced: Callable[[], None]) -> None:
-        self.timeline = 0
+        shard.timeline = 0
         self.saved = 0
         self.goes_on_from_stop = False
         self._state: Mapping[str, Any] | None = None  # as saved then
@@ -135,7 +134,7 @@ class ShardPart:
             raise CheckpointUnusable("nothing was loaded", field="timeline", value=timeline)
         (plan, arrays, versions), self._loaded = self._loaded, None
         self._shard.replace(plan.jobs, arrays, versions)
-        self.timeline = timeline
+        self._shard.timeline = timeline
         self._is_complete = False
         self._replaced()
         failpoint("restore.installed")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from protocol.connection import Array
@@ -69,6 +69,7 @@ def _plain_job(job: JobStore, steps: Steps, arrays: list[SavedArray]) -> dict[st
             ]
     return {
         "name": job.name,
+        "born": job.born,
         "epoch": job.epoch,
         "clocks": job.clocks.state(),
         "updates": job.updates,
@@ -166,7 +167,7 @@ def _not_whole(error: Exception) -> BadRequest:
 def _install_job(
     plain: Mapping[str, Any], arrays: Mapping[tuple[str, str, str], Array], job: JobStore, steps: Steps
 ) -> None:
-    job.epoch = plain["epoch"]
+    job.born, job.epoch = plain.get("born", 0), plain["epoch"]
     job.clocks = Clocks.restored(plain["clocks"])
     job.updates, job.dropped = plain["updates"], plain["dropped"]
     job.longest_wait = plain["longest_wait"]
@@ -267,7 +268,7 @@ def load(
     """
     for plan in jobs:
         job, steps = new_job(plan.name)
-        job.updates = plan.updates
+        job.born, job.updates = plan.born, plan.updates
         job.clocks.furthest = plan.step
         steps.begin_at(plan.step)
         for tensor in plan.tensors:
@@ -289,7 +290,9 @@ def _loaded(
 # --- from a log
 
 
-def replay(batch: Batch, jobs: Jobs, steps: Mapping[str, Steps], new_job: NewJob) -> None:
+def replay(
+    batch: Batch, jobs: MutableMapping[str, JobStore], steps: MutableMapping[str, Steps], new_job: NewJob
+) -> None:
     """Do what one batch of a log says.
 
     Raises:
@@ -298,12 +301,21 @@ def replay(batch: Batch, jobs: Jobs, steps: Mapping[str, Steps], new_job: NewJob
     try:
         for event in batch.events:
             _replay_event(event, batch, jobs, steps, new_job)
+        batch = _without_dropped(batch)
         for (kind, job, *rest), (info, _) in batch.arrays.items():
             if kind == "block":
                 _replay_block(jobs[str(job)], str(rest[0]), info, batch)
         _replay_rows(jobs, batch)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise _not_whole(error) from error
+
+
+def _without_dropped(batch: Batch) -> Batch:
+    """Return a batch without the arrays of jobs that it says were dropped."""
+    dropped = {event[1] for event in batch.events if event[0] == "drop"}
+    if not dropped:
+        return batch
+    return replace(batch, arrays={key: one for key, one in batch.arrays.items() if key[1] not in dropped})
 
 
 def _replay_block(job: JobStore, name: str, info: Sequence[Any], batch: Batch) -> None:
@@ -341,7 +353,11 @@ def _replay_rows(jobs: Jobs, batch: Batch) -> None:
 
 
 def _replay_event(
-    event: Sequence[Any], batch: Batch, jobs: Jobs, steps: Mapping[str, Steps], new_job: NewJob
+    event: Sequence[Any],
+    batch: Batch,
+    jobs: MutableMapping[str, JobStore],
+    steps: MutableMapping[str, Steps],
+    new_job: NewJob,
 ) -> None:
     match event:
         case ["epoch", plain]:
@@ -381,6 +397,9 @@ def _replay_event(
             steps[name].replay_commit(step)
         case ["flush", name, step]:
             steps[name].replay_flush(step)
+        case ["drop", name]:
+            jobs.pop(name, None)  # after a restore that was not completed the log does not know it
+            steps.pop(name, None)
         case _:
             pass  # the coordinator's
 

@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
-from protocol.errors import BadRequest
+from protocol.errors import BadRequest, PSError
 from protocol.messages import Decide, Done, Ended, Epoch, Pulled, Pushed, PushPull, Step
 from psserver.arriving import Arrived, Asked, Block
 from psserver.call import Call
-from psserver.jobs import JobStore, Session, fenced
+from psserver.incarnations import fenced
+from psserver.jobs import JobStore, Session
 from psserver.journal import Changes, Journal, Taken
 from psserver.metrics import ServerMetrics
 from psserver.optimizers import Moment
@@ -389,6 +390,17 @@ class Steps:
                 del shares[worker]
             if call is not None:
                 call.fail(fenced(worker))
+
+    def drop_all(self, error: PSError) -> None:
+        """Forget all that was put into steps: the job was dropped."""
+        shares = [share for _, _, share in self.shares()]
+        self._shares.clear()
+        self._merged.clear()
+        for share in shares:
+            call, share.call = share.call, None
+            share.means = {}
+            if call is not None:
+                call.fail(error)
 
     async def flush(self) -> None:
         """Apply all that waits for a step that is not kept any more, each share at once."""

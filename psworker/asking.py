@@ -14,11 +14,11 @@ from protocol.credentials import Credentials
 from protocol.documents import STATUS
 from protocol.errors import Unreachable
 from protocol.frames import VERSION
-from protocol.messages import Attach, Attached, Hello, Plan, Request, Set, Status
+from protocol.messages import Attach, Attached, Drop, Dropped, Hello, Plan, Request, Set, Status
 from protocol.status import ClusterStatus
 from psworker.dialling import reach
 
-__all__ = ["ask", "change", "fetch_plan", "fetch_status"]
+__all__ = ["ask", "change", "drop", "fetch_plan", "fetch_status"]
 
 
 _STATUS_WITHIN: Final = 10.0  # seconds; a coordinator answers this by itself and at once
@@ -114,3 +114,41 @@ async def change(
         PSError: the coordinator refuses.
     """
     await ask(host, port, request, within=within, answer_within=_CHANGE_WITHIN, credentials=credentials)
+
+
+async def drop(
+    host: str,
+    port: int,
+    job: str,
+    *,
+    force: bool = False,
+    within: float = 5.0,
+    credentials: Credentials | None = None,
+) -> Dropped:
+    """Have a cluster end a job and forget all of it, and return what that has freed.
+
+    Another job of that name may be begun at once; nothing that is still sent by workers of this one gets
+    into it.
+
+    Args:
+        host: where the coordinator is.
+        port: where the coordinator is.
+        job: the job's name.
+        force: even if workers are at work on it: they are told that it was dropped. An admin's token is
+            needed for that, where there are tokens.
+        within: seconds to go on trying while nobody is there.
+        credentials: who asks; None: nobody wants to know.
+
+    Raises:
+        UnknownJob: there is no such job.
+        JobMismatch: workers are at work on it, and it was not to be done by ``force``.
+        Forbidden: ``force`` was said without an admin's token.
+        Unreachable: nobody is there, or whoever is took the request and did not answer, and may or may not
+            act on it.
+        PSError: the coordinator refuses, or goes away.
+    """
+    dropped: Dropped
+    dropped, _ = await ask(
+        host, port, Drop(job, force), within=within, answer_within=_CHANGE_WITHIN, credentials=credentials
+    )
+    return dropped

@@ -290,6 +290,7 @@ class Client:
             workers=settings.workers,
             backup_workers=settings.backup_workers,
             plan=settings.plan,
+            former=None if self.joined is None else self.joined.incarnation,
         )
         joined: Joined
         joined, _ = await self._links[0].send(join)

@@ -15,6 +15,7 @@ from protocol.errors import (
     AccessError,
     ClusterError,
     HasDiverged,
+    JobDropped,
     JobMismatch,
     NotFinite,
     PSError,
@@ -175,7 +176,7 @@ def exit_code(error: Exception) -> ExitCode | None:
             return ExitCode.UNREACHABLE
         case NotFinite() | HasDiverged() | TrainingDiverged():
             return ExitCode.DIVERGED
-        case JobMismatch() | UnknownJob() | SpecMismatch():
+        case JobMismatch() | UnknownJob() | JobDropped() | SpecMismatch():
             return ExitCode.JOB_MISMATCH
         case WireError() | AccessError():
             return ExitCode.REFUSED

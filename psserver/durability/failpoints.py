@@ -52,6 +52,10 @@ NAMES: Final[Mapping[str, str]] = MappingProxyType(
         "membership.before-announce": "the coordinator has a new epoch that no shard knows",
         "membership.announced": "all shards follow a new epoch, no worker has been told",
         "membership.before-decide": "a step is decided, no other shard has been told",
+        "drop.forgotten": "the coordinator has forgotten a job that is dropped, nothing of that is durable",
+        "drop.durable": "that a job is dropped is durable, no other shard has been told",
+        "drop.followed": "another shard has forgotten a job that was dropped, that is not durable there",
+        "drop.told": "all shards have forgotten a job that was dropped, who asked for it has not been told",
     }
 )
 """All failpoints, and what is true where they are."""

@@ -132,6 +132,7 @@ class UpdateLog:
         arrays: Mapping[Key, tuple[Any, Array]] = _NOTHING,
         docs: Mapping[Key, Callable[[], Any]] = _NOTHING,
         then: Callable[[], None] | None = None,
+        sync: bool = False,
     ) -> None:
         """Append events, documents and arrays, all or nothing of them.
 
@@ -139,7 +140,9 @@ class UpdateLog:
             events: msgpack-able values.
             arrays: a msgpack-able info and a 1-d contiguous array for each key; the array must not change.
             docs: for each key what returns a msgpack-able document; it is called when that is written.
-            then: called, in the order of appending, when all this is durable; written, if ``sync`` is not 0.
+            then: called, in the order of appending, when all this is durable; written, if the log's own
+                ``sync`` is not 0.
+            sync: it is synced before ``then`` is called, whatever the log's own ``sync`` is.
 
         Raises:
             TypeError, ValueError, OverflowError: an event or info is not msgpack-able; nothing is appended.
@@ -155,6 +158,7 @@ class UpdateLog:
             waiting.docs.update(docs)
         if then is not None:
             waiting.then.append(then)
+        waiting.sync = waiting.sync or sync
         if not self._scheduled:
             self._wake()
 

@@ -145,7 +145,11 @@ class CoordinatorState:
 
 @dataclass(frozen=True, slots=True)
 class SavedJob:
-    """A job as it was: ``clock`` is the step it had reached, ``plan`` the job file of its workers, if any."""
+    """A job as it was.
+
+    ``clock`` is the step it had reached, ``plan`` the job file of its workers, if any, and ``born`` is as in
+    ``protocol.messages.KeptJob``.
+    """
 
     name: Name
     staleness: float
@@ -153,6 +157,7 @@ class SavedJob:
     updates: int
     plan: str | None
     tensors: tuple[TensorInfo, ...]
+    born: int = 0
 
 
 @dataclass(frozen=True, slots=True)

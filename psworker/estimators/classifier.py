@@ -92,7 +92,7 @@ class Classifier(ClassifierMixin, ServedEstimator):  # type: ignore[misc]
         x, y = self._checked(X, y, reset=True)
         self._take_classes(y)
         examples = self._examples(x, y, sample_weight)
-        self._train(examples, classes=len(self.classes_), anew=True, passes=self.max_iter)
+        self._train(examples, classes=len(self.classes_), anew=True, passes=self.max_iter, keeps=False)
         return self
 
     def partial_fit(
@@ -123,7 +123,7 @@ class Classifier(ClassifierMixin, ServedEstimator):  # type: ignore[misc]
         elif classes is not None and not np.array_equal(np.unique(classes), self.classes_):
             raise ValueError(f"classes={classes!r}: at first they were {self.classes_!r}")
         examples = self._examples(x, y, sample_weight)
-        self._train(examples, classes=len(self.classes_), anew=anew, passes=1)
+        self._train(examples, classes=len(self.classes_), anew=anew, passes=1, keeps=True)
         return self
 
     def predict(self, X: Any) -> Array:  # noqa: N803

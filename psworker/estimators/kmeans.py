@@ -75,11 +75,11 @@ class KMeans(ClusterMixin, ServedEstimator):  # type: ignore[misc]
                 cannot be used.
             PSError: the cluster refuses, or is gone.
         """
-        return self._fit(X, sample_weight, anew=True, passes=self.max_iter)
+        return self._fit(X, sample_weight, anew=True, passes=self.max_iter, keeps=False)
 
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:  # noqa: N803
         """Make one more pass, over these rows; as ``fit`` otherwise."""
-        return self._fit(X, sample_weight, anew=not hasattr(self, "parameters_"), passes=1)
+        return self._fit(X, sample_weight, anew=not hasattr(self, "parameters_"), passes=1, keeps=True)
 
     def predict(self, X: Any) -> Array:  # noqa: N803
         """Return the number, (n,), of the centre nearest to each row of ``X``.
@@ -89,11 +89,11 @@ class KMeans(ClusterMixin, ServedEstimator):  # type: ignore[misc]
         """
         return self._predicted(X)
 
-    def _fit(self, x: Any, sample_weight: Any, *, anew: bool, passes: int) -> Self:
+    def _fit(self, x: Any, sample_weight: Any, *, anew: bool, passes: int, keeps: bool) -> Self:
         x = self._checked(x, reset=anew)
         weights = self._weights(x, sample_weight)
         examples = Batch(x, np.zeros(len(x), np.float32), None, weights)
-        self._train(examples, classes=None, anew=anew, passes=passes)
+        self._train(examples, classes=None, anew=anew, passes=passes, keeps=keeps)
         self.labels_ = self._predicted(x)
         counts = np.ones(len(x)) if weights is None else weights
         distances = np.square(x.astype(np.float64) - self.cluster_centers_[self.labels_]).sum(axis=1)

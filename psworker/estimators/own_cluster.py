@@ -1,7 +1,7 @@
 """The server that estimators have where nobody names a cluster: one process, begun when it is first needed.
 
-A server keeps every job that it was ever given. This one is nobody else's: once nobody trains on it, and
-much has gathered there, it is ended, and the next to come begins another.
+The jobs that ``partial_fit`` may go on with gather there. It is nobody else's server: once nobody trains on
+it, and much has gathered, it is ended, and the next to come begins another.
 """
 
 from __future__ import annotations
@@ -17,10 +17,7 @@ from typing import Any, Final
 __all__ = ["own_address"]
 
 _MOST: Final = 256 * 1024 * 1024
-"""Bytes of jobs that are done with, at which the server is ended."""
-
-_OVERHEAD: Final = 32 * 1024
-"""Bytes that a job without any tensors takes; 18 KiB were measured."""
+"""Bytes of jobs that were kept, at which the server is ended."""
 
 
 class _OwnServer:
@@ -48,7 +45,7 @@ class _OwnServer:
         finally:
             with self._lock:
                 self._users -= 1
-                self._held += nbytes + _OVERHEAD
+                self._held += nbytes
                 if not self._users and self._held > _MOST:
                     self.stop()
 
@@ -66,7 +63,7 @@ def own_address(nbytes: int) -> AbstractContextManager[str]:
     """Return a context in which there is a server of this process's own; it gives the address.
 
     Args:
-        nbytes: what the job will take there.
+        nbytes: what will be left there.
 
     Raises:
         ProcessFailed, TimeoutError, OSError: as ``psctl.LocalCluster``, when it cannot be started.

@@ -8,6 +8,7 @@ training (staleness 0) is the same every time, which lessees who race for chunks
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -18,9 +19,11 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from protocol.credentials import Access
-from protocol.errors import NotFinite
+from protocol.addresses import split_address
+from protocol.credentials import Access, Credentials
+from protocol.errors import NotFinite, PSError, UnknownJob
 from protocol.optimizers import Optimizer
+from psworker import asking
 from psworker.client import Client, connect
 from psworker.data.batch import Batch
 from psworker.errors import DataError
@@ -28,7 +31,9 @@ from psworker.loop_thread import LoopThread
 from psworker.models.calls import gradients_of
 from psworker.models.model import Model
 
-__all__ = ["Passes", "Place", "is_flat", "train"]
+__all__ = ["Passes", "Place", "drop", "is_flat", "train"]
+
+_log = logging.getLogger(__name__)
 
 Parameters = Mapping[str, npt.NDArray[Any]]
 
@@ -80,6 +85,20 @@ def train(
         raise ValueError(f"the model cannot be trained on these examples: {error.reason}") from error
     except NotFinite as error:
         raise ValueError(f"training has diverged ({error}); scale the features, or lower lr") from error
+    finally:
+        loop.close()
+
+
+def drop(place: Place) -> None:
+    """Have the cluster forget a job. Where it cannot be done the log says so: what was trained is at hand."""
+    loop = LoopThread()
+    try:
+        credentials = Credentials(place.access)
+        loop.run(asking.drop(*split_address(place.address), place.job, within=0.0, credentials=credentials))
+    except UnknownJob:
+        pass  # it did not come to be made, or went with its server
+    except PSError as error:
+        _log.warning("job %s at %s could not be dropped: %s", place.job, place.address, error)
     finally:
         loop.close()
 

@@ -71,11 +71,11 @@ class Regressor(RegressorMixin, ServedEstimator):  # type: ignore[misc]
             ValueError: what scikit-learn refuses, a setting that cannot be used, or training has diverged.
             PSError: the cluster refuses, or is gone.
         """
-        return self._fit(X, y, sample_weight, anew=True, passes=self.max_iter)
+        return self._fit(X, y, sample_weight, anew=True, passes=self.max_iter, keeps=False)
 
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:  # noqa: N803
         """Make one more pass, over these rows, and go on from what the optimizer knew; see ``fit``."""
-        return self._fit(X, y, sample_weight, anew=not hasattr(self, "parameters_"), passes=1)
+        return self._fit(X, y, sample_weight, anew=not hasattr(self, "parameters_"), passes=1, keeps=True)
 
     def predict(self, X: Any) -> Array:  # noqa: N803
         """Return the number, (n,), for each row of ``X``.
@@ -85,10 +85,10 @@ class Regressor(RegressorMixin, ServedEstimator):  # type: ignore[misc]
         """
         return self._predicted(X)
 
-    def _fit(self, x: Any, y: Any, sample_weight: Any, *, anew: bool, passes: int) -> Self:
+    def _fit(self, x: Any, y: Any, sample_weight: Any, *, anew: bool, passes: int, keeps: bool) -> Self:
         x, y = self._checked(x, y, reset=anew, y_numeric=True)
         examples = Batch(x, y.astype(np.float32), None, self._weights(x, sample_weight))
-        self._train(examples, classes=None, anew=anew, passes=passes)
+        self._train(examples, classes=None, anew=anew, passes=passes, keeps=keeps)
         return self
 
     def _is_trained(self) -> None:

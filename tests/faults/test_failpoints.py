@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -9,9 +10,11 @@ from typing import Final, Literal
 import numpy as np
 import pytest
 
-from protocol.errors import Fenced
+from protocol.addresses import split_address
+from protocol.errors import Fenced, PSError
 from protocol.optimizers import Add
 from psserver.durability.failpoints import NAMES
+from psworker.asking import drop
 from psworker.client import Client, connect
 from tests.faults.histories import log_violations, snapshot_violations
 from tests.faults.pushing import JOB, Pushers, Steppers, make_tensors, pull_all, take, told
@@ -68,6 +71,10 @@ PLACES: Final = (
     Place("membership.before-announce", victims=(0,), most=5),
     Place("membership.announced", victims=(0,), most=5),
     Place("membership.before-decide", victims=(0,), most=20, synchronous=True),
+    Place("drop.forgotten", victims=(0,), most=5),
+    Place("drop.durable", victims=(0,), most=5),
+    Place("drop.followed", victims=(1,), most=5),
+    Place("drop.told", victims=(0,), most=5),
     Place("log.after-write", most=30, modes=_LOG, synchronous=True),
     Place("log.after-sync", most=30, modes=_LOG, synchronous=True),
     Place("cut.taken", synchronous=True),
@@ -151,9 +158,12 @@ async def _checkpoints(cluster: RestartableCluster, pushers: Pushers) -> None:
 
 
 async def _visitors(cluster: RestartableCluster) -> None:
+    """Have a job come and go."""
     while True:
         async with connect(cluster.address, "visited"):
             await asyncio.sleep(_PAUSE)
+        with suppress(PSError, OSError):  # or there is nothing to drop; or it is done and nobody was told
+            await drop(*split_address(cluster.address), "visited")
 
 
 @pytest.mark.long

@@ -21,6 +21,7 @@ from protocol.messages import (
     Hold,
     Install,
     JoinShard,
+    Keep,
     Load,
     Mark,
     Release,
@@ -185,7 +186,7 @@ def test_a_proof_as_others_compute_it() -> None:
 
 ADMINS_ONLY = {
     Set, Checkpoint, Restore, JoinShard, ShardBeat, Announce, Ended, Decide, Mark, Hold, Cut, Release, Saved,
-    Completed, Load, Install,
+    Completed, Load, Install, Keep,
 }  # fmt: skip
 
 

@@ -60,7 +60,10 @@ def test_version(capsys: Output) -> None:
     ("word", "answer"),
     [
         ("trian", 'did you mean "train"?'),
-        ("xyz", "known: checkpoint, inspect, predict, restore, set, status, token, top, train, tune, up"),
+        (
+            "xyz",
+            "known: checkpoint, drop, inspect, predict, restore, set, status, token, top, train, tune, up",
+        ),
     ],
 )
 def test_an_unknown_command(word: str, answer: str, capsys: Output) -> None:

@@ -79,7 +79,9 @@ class MemoryLog:
         arrays: Mapping[Key, tuple[Any, Array]] | None = None,
         docs: Mapping[Key, Callable[[], Any]] | None = None,
         then: Callable[[], None] | None = None,
+        sync: bool = False,
     ) -> None:
+        del sync  # what is durable here is synced
         self._gathering.events += [as_written(event) for event in events]
         for key, (info, array) in (arrays or {}).items():
             assert array.ndim == 1

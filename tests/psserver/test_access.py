@@ -14,7 +14,7 @@ import pytest
 from protocol.auth import LEAST_ROLE, NONCE, Prover, Role, Token
 from protocol.connection import Connection, RefuseAll, Traffic, dial
 from protocol.credentials import Access, Credentials
-from protocol.errors import ConnectionLost, Forbidden, Unauthenticated, Unreachable
+from protocol.errors import ConnectionLost, Forbidden, JobMismatch, Unauthenticated, UnknownJob, Unreachable
 from protocol.frames import VERSION
 from protocol.greeting import say_hello
 from protocol.messages import (
@@ -31,6 +31,7 @@ from protocol.messages import (
     Hold,
     Install,
     JoinShard,
+    Keep,
     Load,
     Mark,
     Ping,
@@ -45,7 +46,7 @@ from protocol.messages import (
 )
 from protocol.tls import TLS, client_context, server_context
 from psserver.server import Server, ServerSettings
-from psworker.asking import ask, fetch_status
+from psworker.asking import ask, drop, fetch_status
 from psworker.client import connect
 from tests.certificates import Authority
 from tests.cluster import MAX_PAYLOAD, Cluster, hello, holds, running_cluster, wire
@@ -297,7 +298,7 @@ SAMPLES: dict[type[Request], Request] = {
     for request in (
         Set(staleness=1.0), Checkpoint(), Restore("/nowhere"), JoinShard(1), ShardBeat(()), Announce(()),
         Ended("trained", 0, (), ()), Decide("trained", 0, (), False), Mark(1), Hold(1), Cut(1), Release(1),
-        Saved(1, ()), Completed(1, ()), Load(()), Install(1),
+        Saved(1, ()), Completed(1, ()), Load(()), Install(1), Keep(()),
     )
 }  # fmt: skip
 
@@ -443,3 +444,20 @@ async def test_a_broken_file_leaves_all_as_it_was(files: Files, caplog: pytest.L
         client = Access(files.workers.token_file, files.worker)
         async with connect(running.address, "job", token_file=client.token_file, tls=client.tls) as joined:
             assert joined.joined is not None
+
+
+async def test_a_worker_s_token_drops_a_job_that_nobody_works_on(files: Files) -> None:
+    workers, admins = Credentials(files.workers), Credentials(files.admins)
+    async with cluster(files.servers, shards=2) as running:
+        async with connect(running.address, "gone", token_file=files.workers.token_file, tls=files.worker):
+            with pytest.raises(JobMismatch):
+                await drop(*running.endpoint, "gone", credentials=workers)
+            with pytest.raises(Forbidden) as caught:
+                await drop(*running.endpoint, "gone", force=True, credentials=workers)
+            assert caught.value.field == "force"
+            await drop(*running.endpoint, "gone", force=True, credentials=admins)
+        async with connect(running.address, "gone", token_file=files.workers.token_file, tls=files.worker):
+            pass
+        await drop(*running.endpoint, "gone", credentials=workers)
+        with pytest.raises(UnknownJob):
+            await drop(*running.endpoint, "gone", credentials=workers)

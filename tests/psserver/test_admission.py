@@ -1,6 +1,7 @@
 """Joining, where it takes long: others have yet to come, or a shard is slow to hear of it."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -73,9 +74,9 @@ async def test_who_joins_while_a_shard_is_slow_to_hear_of_it_is_told_in_the_end(
         watch = Watch(coordinator, monkeypatch)
         heard, announce = asyncio.Event(), coordinator.links.announce
 
-        async def announce_late(epoch: Epoch) -> None:
+        async def announce_late(epoch: Epoch, is_over: Callable[[], bool]) -> None:
             await heard.wait()
-            await announce(epoch)
+            await announce(epoch, is_over)
 
         monkeypatch.setattr(coordinator.links, "announce", announce_late)
         await says_hello(late)

@@ -23,6 +23,8 @@ from protocol.messages import (
     Epoch,
     Join,
     JoinShard,
+    Keep,
+    Kept,
     Request,
     Set,
     ShardBeat,
@@ -42,7 +44,10 @@ SOON = FailureSettings(heartbeat=0.05, dead_after=0.3)
 
 
 class ShardByHand:
-    """A server that joined by hand. It keeps what it is told, and acknowledges epochs if it ``answers``."""
+    """A server that joined by hand. It keeps what it is told, and acknowledges epochs if it ``answers``.
+
+    Of jobs that are dropped it has nothing.
+    """
 
     def __init__(self, *, answers: bool = True) -> None:
         self.told: list[Decide | Epoch] = []
@@ -54,11 +59,14 @@ class ShardByHand:
         self._unanswered: list[int] = []
 
     def prepare(self, connection: Connection, request: Any) -> Sequence[Array]:
-        if isinstance(request, Announce):
+        if isinstance(request, Announce | Keep):
             return [np.empty(request.tensors[0].elements, np.uint8)]
         return ()
 
     def handle(self, connection: Connection, request_id: int, request: Any, arrays: Sequence[Array]) -> None:
+        if isinstance(request, Keep):
+            connection.reply(request_id, Kept(0))
+            return
         self.told.append(EPOCH.decode(arrays[0]) if isinstance(request, Announce) else request)
         self.heard.set()
         self._unanswered.append(request_id)

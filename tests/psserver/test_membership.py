@@ -742,3 +742,28 @@ def test_any_history_keeps_the_rules(needed: int, events: list[tuple[str, str | 
         assert {worker.state for worker in model.out} <= {"left", "dead"}
         assert model.workers.started or after[2] < needed
         assert not (model.workers.started and after[2])
+
+
+@given(st.lists(st.sampled_from(["a", "b", None, "leave"]), max_size=12))
+def test_no_incarnation_is_above_what_was_issued(actions: list[str | None]) -> None:
+    workers, first, seen = membership(), 7, [0]
+    workers.first_incarnation = first
+    for action in actions:
+        live = workers.live()
+        if action == "leave" and live:
+            workers.leave(live[0], 0)
+        elif action != "leave" and workers.named(action) is None:
+            seen.append(join(workers, action).incarnation)
+    assert workers.issued == max(first - 1, *seen)
+    assert through_json(workers.state()) is not None
+
+
+def test_what_was_issued_to_those_who_are_not_told_of_any_more_is_remembered() -> None:
+    workers = membership()
+    for _ in range(5):
+        workers.leave(join(workers, "often"), 0)
+    for _ in range(1000):
+        workers.leave(join(workers), 0)
+    assert "often" not in states(workers)
+    assert workers.issued >= 5
+    assert Membership.restored(through_json(workers.state()), SETTINGS, 0.0).issued >= 5

@@ -493,6 +493,7 @@ async def test_a_server_takes_one_number() -> None:
     async with running_cluster(shards=3, started=1) as cluster, wire(cluster.address) as server:
         await server.ask("hello", versions=[VERSION], client="test")
         assert (await server.ask("join_shard", port=1))["shard"] == 1
+        assert (await server.reply())[0]["op"] == "keep"  # it is told which jobs there are
         for shard in (None, 2):
             reply = await server.ask("join_shard", port=1, shard=shard)
             assert (reply["code"], reply["field"]) == ("BAD_REQUEST", "shard")

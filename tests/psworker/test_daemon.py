@@ -15,6 +15,7 @@ from protocol.errors import (
     ConnectionLost,
     HasDiverged,
     InternalError,
+    JobDropped,
     JobMismatch,
     NotAMember,
     NotFinite,
@@ -27,6 +28,7 @@ from protocol.errors import (
 )
 from protocol.status import ClusterStatus
 from psserver.membership import FailureSettings
+from psworker.asking import drop
 from psworker.client import connect
 from psworker.daemon import WorkerSettings, exit_code, work
 from psworker.errors import DataError, JobError, TrainingDiverged
@@ -69,6 +71,19 @@ async def run(
     metrics = WorkerMetrics()
     await work(WorkerSettings(cluster.address, job, name, reconnect_for), metrics, Speaker())
     return metrics
+
+
+@pytest.mark.parametrize("staleness", ["0", "2", "inf"])
+async def test_daemons_whose_job_is_dropped_end(table: Path, staleness: str) -> None:
+    endless = job_on(table, f"train.staleness={staleness}", "train.workers=2", "train.epochs=1000000")
+    async with running_cluster(2) as cluster:
+        both = [asyncio.create_task(run(cluster, endless, name)) for name in ("a", "b")]
+        await cluster.until(lambda status: any(job.step > 5 for job in status.jobs))
+        await drop(*cluster.endpoint, "digits", force=True)
+        for working in both:
+            with pytest.raises(JobDropped):
+                await working
+        assert (await cluster.status()).jobs == ()
 
 
 @pytest.mark.parametrize("staleness", ["0", "2", "inf"])
@@ -338,6 +353,7 @@ def test_jobs_that_are_equal_have_equal_texts(table: Path) -> None:
         (BadFrame("x"), 11),
         (VersionMismatch("x"), 11),
         (JobMismatch("x"), 12),
+        (JobDropped("x"), 12),
         (UnknownJob("x"), 12),
         (SpecMismatch("x"), 12),
         (DataError("x", None, "x"), 14),

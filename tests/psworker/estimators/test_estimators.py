@@ -1,6 +1,7 @@
+import asyncio
 import pickle
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,8 +20,9 @@ from protocol.credentials import Access
 from protocol.errors import Unauthenticated
 from protocol.optimizers import SGD, Momentum
 from psctl import LocalCluster
+from psworker.client import connect
 from psworker.estimators import Classifier, KMeans, Regressor, own_cluster
-from psworker.estimators.passes import is_flat
+from psworker.estimators.passes import drop, is_flat
 from tests.cluster import Elsewhere, cluster_in_thread
 
 
@@ -276,6 +278,65 @@ def test_training_ends_when_it_brings_no_more() -> None:
     assert is_flat([1.0, 0.5, 0.45, 0.41], 0.1, 2)
     assert not is_flat([1.0, 0.5, 0.45, 0.3], 0.1, 2)
     assert not is_flat([1.0] * 50, None, 2)
+
+
+@pytest.mark.parametrize("make", [Regressor, lambda **how: KMeans(2, **how)])
+def test_fits_leave_nothing_on_the_cluster(make: Callable[..., Any]) -> None:
+    x, y = numbers()
+    with cluster_in_thread(shards=2) as cluster:
+        for _ in range(3):
+            make(cluster=cluster.address, max_iter=2).fit(x, y)
+        status = cluster.status()
+        assert status.jobs == ()
+        assert [shard.parameters_bytes for shard in status.shards] == [0, 0]
+        assert all(not server._shard.jobs for server in cluster.cluster.servers)
+
+
+def test_a_fit_that_fails_leaves_nothing_either(cluster: Elsewhere) -> None:
+    before = {job.name for job in cluster.status().jobs}
+    x, y = numbers()
+    with pytest.raises(ValueError, match="training has diverged"):
+        Regressor(cluster=cluster.address, optimizer="sgd", lr=1e30, max_iter=20, tol=None).fit(x, y)
+    assert {job.name for job in cluster.status().jobs} == before
+
+
+def test_one_job_is_kept_for_partial_fit_until_it_is_of_no_use(cluster: Elsewhere) -> None:
+    def made() -> set[str]:
+        return {job.name for job in cluster.status().jobs} - before
+
+    before = {job.name for job in cluster.status().jobs}
+    x, y = numbers()
+    model = Regressor(cluster=cluster.address, max_iter=2)
+    model.partial_fit(x, y)
+    (first,) = made()
+    model.partial_fit(x, y)
+    assert made() == {first}
+    model.set_params(workers=1).partial_fit(x, y)  # which needs another
+    (second,) = made()
+    assert second != first
+    model.fit(x, y)
+    assert made() == set()
+    assert model.partial_fit(x, y).n_iter_ == 3  # from what was fitted, with a fresh optimizer
+    assert len(made()) == 1
+    model.fit(x, y)
+    assert made() == set()
+
+
+def test_a_job_that_cannot_be_dropped_is_told_of(
+    cluster: Elsewhere, caplog: pytest.LogCaptureFixture
+) -> None:
+    x, y = numbers()
+    model = Regressor(cluster=cluster.address, max_iter=2).partial_fit(x, y)
+    place, _ = model._job
+
+    async def somebody_joins() -> None:
+        async with connect(cluster.address, place.job):
+            await asyncio.to_thread(drop, place)
+
+    cluster.run(somebody_joins())
+    assert f"job {place.job} at {cluster.address} could not be dropped: job=" in caplog.text
+    model.fit(x, y)
+    assert place.job not in {job.name for job in cluster.status().jobs}
 
 
 @pytest.mark.xdist_group("estimators")

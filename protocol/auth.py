@@ -56,6 +56,7 @@ from protocol.messages import (
     Mark,
     Marker,
     Ping,
+    Prepared,
     Pull,
     Push,
     PushPull,
@@ -118,6 +119,7 @@ LEAST_ROLE: Final[dict[type[Request], Role]] = {
     Describe: Role.WORKER,
     Lease: Role.WORKER,
     Finish: Role.WORKER,
+    Prepared: Role.WORKER,
     Diverged: Role.WORKER,
     Drift: Role.WORKER,
     Drop: Role.WORKER,  # with ``force`` an admin's

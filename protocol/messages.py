@@ -83,6 +83,7 @@ __all__ = [
     "Member",
     "Ping",
     "Plan",
+    "Prepared",
     "Pull",
     "Pulled",
     "Push",
@@ -99,6 +100,7 @@ __all__ = [
     "Set",
     "ShardBeat",
     "ShardJoined",
+    "Skipped",
     "Spec",
     "Status",
     "StatusReport",
@@ -153,6 +155,12 @@ def _check_measures(value: object, field: str) -> None:
         raise BadRequest(f"take at most {MAX_MEASURES} measures", field=field, value=len(measures))
 
 
+def _check_skipped(value: object, field: str) -> None:
+    skipped: tuple[Skipped, ...] = value  # type: ignore[assignment]
+    if len(skipped) > MAX_REASONS:
+        raise BadRequest(f"name at most {MAX_REASONS} reasons", field=field, value=len(skipped))
+
+
 def _check_hex(value: object, field: str) -> None:
     text: str = value  # type: ignore[assignment]
     if len(text) != _HEX or not set(text) <= set("0123456789abcdef"):
@@ -167,6 +175,9 @@ def _check_not_negative(value: object, field: str) -> None:
 
 WORK_KINDS: Final = ("survey", "train", "evaluate")
 """What a chunk may be leased for."""
+
+MAX_REASONS: Final = 16
+"""For which rows may be left out."""
 
 RATE_FACTOR: Final = 0.5
 RETURNS: Final = 5
@@ -372,6 +383,17 @@ class Measure:
 
 
 Measures = Annotated[tuple[Measure, ...], _check_measures]
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """How many rows of the data were left out for a reason, such as ``number`` or ``missing``."""
+
+    reason: Name
+    rows: int
+
+
+SkippedRows = Annotated[tuple[Skipped, ...], _check_skipped]
 
 
 @dataclass(frozen=True, slots=True)
@@ -798,7 +820,10 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """A leased chunk is done: every update that came of it has been acknowledged."""
+    """A leased chunk is done: every update that came of it has been acknowledged.
+
+    ``skipped`` are its rows that could not be used.
+    """
 
     op: ClassVar[str] = "finish"
     reply: ClassVar[type] = Empty
@@ -809,6 +834,18 @@ class Finish:
     examples: int
     measures: Measures
     part: int | None = None
+    skipped: SkippedRows = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The worker has made all that its job trains: see that there is a checkpoint of the job to go back to.
+
+    The reply comes when there is one; unless the job has one, it is taken now.
+    """
+
+    op: ClassVar[str] = "prepared"
+    reply: ClassVar[type] = Empty
 
 
 @dataclass(frozen=True, slots=True)
@@ -1067,9 +1104,9 @@ class Install:
 Step = Push | PushPull
 Request = (
     Auth | Hello | Ping | Init | Pull | Push | PushPull | Reset | Attach | Join | Leave | Heartbeat | Create
-    | Initialised | Describe | Lease | Finish | Diverged | Drift | Set | Status | Checkpoint | Restore
-    | Marker | Mark | JoinShard | ShardBeat | Announce | Ended | Decide | Hold | Cut | Release | Saved
-    | Drop | Keep | Completed | Load | Install
+    | Initialised | Describe | Lease | Finish | Prepared | Diverged | Drift | Set | Status | Checkpoint
+    | Restore | Drop | Marker | Mark | JoinShard | ShardBeat | Announce | Ended | Decide | Hold | Cut
+    | Release | Saved | Keep | Completed | Load | Install
 )  # fmt: skip
 Reply = (
     Empty | Welcome | Challenge | Attached | Joined | Beat | ShardJoined | Created | Described | Pushed

@@ -438,7 +438,13 @@ def settings_of(cls: type[Optimizer] | type[Schedule]) -> tuple[str, ...]:
 
 
 def spec_of(optimizer: Optimizer) -> OptimizerSpec:
-    """Return the wire form of ``optimizer``."""
+    """Return the wire form of ``optimizer``.
+
+    Raises:
+        BadRequest: it is none, but its name for example.
+    """
+    if not isinstance(optimizer, Optimizer):
+        raise BadRequest(_no_optimizer(optimizer), field="optimizer", value=optimizer)
     schedule = optimizer.schedule if isinstance(optimizer, Descent) else None
     names = settings_of(type(optimizer))
     own = [name for name in names if name not in _SHARED]
@@ -450,6 +456,12 @@ def spec_of(optimizer: Optimizer) -> OptimizerSpec:
         if schedule is None
         else ScheduleSpec(schedule.name, _settings(schedule, settings_of(type(schedule)))),
     )
+
+
+def _no_optimizer(value: object) -> str:
+    cls = value if isinstance(value, type) else OPTIMIZERS.get(value) if isinstance(value, str) else None
+    name = cls.__name__ if cls is not None and issubclass(cls, Optimizer) else SGD.__name__
+    return f"pass an optimizer itself, such as psworker.{name}(), and not its name or settings"
 
 
 def _settings(source: object, names: Iterable[str]) -> tuple[Setting, ...]:

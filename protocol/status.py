@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from protocol.fields import Name
+from protocol.messages import Skipped
 
 __all__ = [
     "CheckpointStatus",
@@ -17,6 +18,7 @@ __all__ = [
     "Load",
     "Mean",
     "Progress",
+    "Return",
     "ShardStatus",
     "TensorStatus",
     "Wait",
@@ -134,7 +136,8 @@ class Progress:
     """The chunk ledger: ``phase`` is ``survey``, ``train``, ``evaluate`` or ``finished``.
 
     ``epoch`` counts from 1, and is 0 in the survey. ``stopped`` says why the job has ended before its last
-    epoch; ``""``: it has not.
+    epoch; ``""``: it has not. ``skipped`` are the rows that were left out, each once however often it was
+    read.
     """
 
     phase: str
@@ -148,6 +151,7 @@ class Progress:
     seconds: float
     evaluations: tuple[Evaluation, ...]
     stopped: str = ""
+    skipped: tuple[Skipped, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,12 +191,27 @@ class TensorStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Return:
+    """How a job that had diverged went back: because of which ``loss`` in which ``step``, and where to.
+
+    It went back to a ``checkpoint``, on a new ``timeline``, and on with ``rate`` in place of what it had.
+    """
+
+    step: int
+    loss: float
+    checkpoint: int
+    timeline: int
+    rate: float
+
+
+@dataclass(frozen=True, slots=True)
 class JobStatus:
     """One job.
 
     ``step`` is the furthest live worker's clock. ``dropped`` counts gradients that came too late for their
     step, ``longest_wait`` is the longest that a step has waited so far, in seconds, both on shard 0. All
-    learning rates are multiplied by ``rate``. ``drifts`` of its stream were acted on.
+    learning rates are multiplied by ``rate``. ``drifts`` of its stream were acted on. ``returns`` are those
+    after divergence, the latest last.
     """
 
     name: Name
@@ -209,6 +228,7 @@ class JobStatus:
     history: History = History()
     rate: float = 1.0
     drifts: int = 0
+    returns: tuple[Return, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

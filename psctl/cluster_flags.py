@@ -12,16 +12,17 @@ from protocol.daemon.settings import duration
 from protocol.errors import BadRequest
 from psctl.cluster import LocalCluster
 from psworker.cli import job_flags
+from psworker.job import load_job
 
-__all__ = ["at_least", "cluster_flags", "cluster_from", "process_flags"]
+__all__ = ["at_least", "cluster_flags", "cluster_from", "process_flags", "workers_of"]
 
 
-def cluster_flags(parser: configargparse.ArgParser, *, workers: int, least_workers: int) -> None:
+def cluster_flags(parser: configargparse.ArgParser, *, workers: str, least_workers: int) -> None:
     """Add what says how many processes there are, what they work on, and what outlives them.
 
     Args:
         parser: of the command.
-        workers: default of ``--workers``.
+        workers: says what the default of ``--workers`` is.
         least_workers: that can be asked for.
     """
     process_flags(parser, workers=workers, least_workers=least_workers)
@@ -49,16 +50,45 @@ def cluster_flags(parser: configargparse.ArgParser, *, workers: int, least_worke
     access_flags(parser, server=True)
 
 
-def process_flags(parser: configargparse.ArgParser, *, workers: int, least_workers: int) -> None:
+def process_flags(parser: configargparse.ArgParser, *, workers: str, least_workers: int) -> None:
     """Add what says how many processes there are, and what they work on; arguments as above."""
     parser.add_argument("--servers", type=at_least(1), default=1, metavar="N", help="psserver processes")
     parser.add_argument(
-        "--workers", type=at_least(least_workers), default=workers, metavar="N", help="psworker processes"
+        "--workers",
+        type=at_least(least_workers),
+        metavar="N",
+        help=f"psworker processes, with which the job starts (default: {workers})",
     )
     job_flags(parser, without="a demo on handwritten digits")
 
 
-def cluster_from(options: argparse.Namespace, *, port: int = 0) -> LocalCluster:
+def workers_of(options: argparse.Namespace, otherwise: int) -> int:
+    """Return how many workers there are to be: ``--workers``, or what the job says, or ``otherwise``.
+
+    Raises:
+        BadRequest: ``--workers`` and ``--set`` say different numbers.
+        JobError: the job cannot be used.
+    """
+    if options.workers is None:
+        return load_job(options.job, options.set, [f"train.workers={otherwise}"]).train.workers
+    given: int = options.workers
+    said = load_job(
+        None, [*filter(_sets_workers, options.set)], [f"train.workers={given or 1}"]
+    ).train.workers
+    if given and said != given:
+        raise BadRequest(
+            f"--set train.workers={said} says another number; leave one of them out",
+            field="--workers",
+            value=given,
+        )
+    return given
+
+
+def _sets_workers(override: str) -> bool:
+    return override.partition("=")[0].strip() == "train.workers"
+
+
+def cluster_from(options: argparse.Namespace, workers: int, *, port: int = 0) -> LocalCluster:
     """Return the cluster that the flags describe, not started yet, with its coordinator on ``port``.
 
     Raises:
@@ -68,7 +98,7 @@ def cluster_from(options: argparse.Namespace, *, port: int = 0) -> LocalCluster:
     access_from(options, server=True)  # the same flags are for the servers, too
     return LocalCluster(
         options.servers,
-        options.workers,
+        workers,
         options.job,
         options.set,
         port=port,
@@ -81,7 +111,7 @@ def cluster_from(options: argparse.Namespace, *, port: int = 0) -> LocalCluster:
 
 
 def _check_durability(mode: str | None, directory: str | None) -> None:
-    """Refuse what every server would refuse."""
+    """Raise BadRequest for what every server would refuse."""
     problem = ""
     if directory is None and mode in ("snapshot", "log"):
         problem = "there is no --checkpoint-dir to keep anything in"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from rich.console import Group, RenderableType
@@ -15,6 +15,7 @@ from protocol.status import (
     ClusterStatus,
     JobStatus,
     Progress,
+    Return,
     ShardStatus,
     TensorStatus,
     WorkerStatus,
@@ -32,6 +33,8 @@ __all__ = [
     "last_evaluation",
     "overview",
     "progress_facts",
+    "returned",
+    "rows_left_out",
     "state_text",
     "stopped_early",
     "wait_facts",
@@ -122,11 +125,31 @@ def _facts(job: JobStatus) -> Iterator[Text]:
             yield Text(last_evaluation(job.progress))
         if job.progress.stopped:
             yield Text(stopped_early(job.progress))
+        if job.progress.skipped:
+            left_out = {one.reason: one.rows for one in job.progress.skipped}
+            yield Text(f"rows left out: {rows_left_out(left_out)}")
+    if job.returns:
+        yield Text(f"went back after divergence: {returned(job.returns)}", style="yellow")
 
 
 def stopped_early(progress: Progress) -> str:
     """Return why a job has ended before its last epoch."""
     return f"stopped early: {printable(progress.stopped)}"
+
+
+def rows_left_out(skipped: Mapping[str, int]) -> str:
+    """Return how many rows could not be used, in all and by reason."""
+    by_reason = ", ".join(f"{count(rows)} {printable(reason)}" for reason, rows in sorted(skipped.items()))
+    return f"{count(sum(skipped.values()))} ({by_reason})"
+
+
+def returned(returns: Sequence[Return]) -> str:
+    """Return how often a job that had diverged went back, and last from where to where."""
+    last = returns[-1]
+    return (
+        f"{plural(len(returns), 'time')}, last from loss {figure(last.loss)} in step {count(last.step)} to "
+        f"checkpoint {last.checkpoint}"
+    )
 
 
 def wait_facts(job: JobStatus) -> Iterator[Text]:

@@ -11,6 +11,7 @@ from typing import Final
 
 from protocol.status import Evaluation
 from psctl.figures import count, figure, plural, printable, span, togetherness
+from psctl.overview import returned, rows_left_out
 from psctl.page import figure_of, page_of, rows_of, table_of, write_page
 from psctl.recording import Recording
 from psctl.result import Result
@@ -40,24 +41,34 @@ def page(recording: Recording, job: Job, result: Result) -> str:
     how = f"{togetherness(job.train.staleness)}, {cluster}"
     sections = (
         ("Result", rows_of(_figures(result))),
+        *_warnings(result),
         *_curves(recording),
         ("Where each worker's time went", _splits(recording)),
         ("Workers", _workers(recording)),
         *_evaluations(recording),
+        *_returns(result),
         ("Settings", _settings(job)),
     )
     return page_of(title, how, sections)
+
+
+def _warnings(result: Result) -> Iterator[tuple[str, str]]:
+    if result.warnings:
+        yield "Warnings", "".join(f"<p>{escape(printable(one))}</p>" for one in result.warnings)
 
 
 def _figures(result: Result) -> dict[str, str]:
     speed = f" ({count(result.examples / result.seconds)}/s)" if result.seconds else ""
     return {
         "examples": count(result.examples) + speed,
+        **({"rows left out": rows_left_out(result.skipped)} if result.skipped else {}),
         "steps": count(result.steps),
         "time": span(result.seconds) if result.seconds >= 60 else f"{result.seconds:.1f} s",
         "loss": figure(result.loss),
         **{name: figure(value) for name, value in result.metrics.items()},
         **({"workers that died": count(result.died)} if result.died else {}),
+        **({"went back": returned(result.returns)} if result.returns else {}),
+        **({"learning rate": f"x {result.rate:g}"} if result.rate != 1.0 else {}),
         **({} if result.checkpoint is None else {"checkpoint": result.checkpoint}),
     }
 
@@ -135,6 +146,16 @@ def _evaluations(recording: Recording) -> Iterator[tuple[str, str]]:
         means = {mean.name: figure(mean.value) for mean in one.means}
         rows.append((count(one.epoch), count(one.examples), *(means.get(name, "-") for name in names)))
     yield "Evaluations", table_of(("epoch", "examples", *names), rows, texts=0)
+
+
+def _returns(result: Result) -> Iterator[tuple[str, str]]:
+    if result.returns:
+        names = ("step", "loss", "back to checkpoint", "on with learning rate x")
+        rows = [
+            (count(one.step), figure(one.loss), str(one.checkpoint), f"{one.rate:g}")
+            for one in result.returns
+        ]
+        yield "Returns after divergence", table_of(names, rows, texts=0)
 
 
 def _settings(job: Job) -> str:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from protocol.errors import UnknownJob
-from protocol.status import ClusterStatus
+from protocol.status import ClusterStatus, Return
 from psctl.display import job_status
+from psctl.doubts import warnings_of
 from psctl.figures import count, figure, plural, printable
+from psctl.overview import returned, rows_left_out
 from psworker.job import Job
 
 __all__ = ["Result", "result_of", "result_table"]
@@ -27,7 +29,9 @@ class Result:
     evaluation, or the training loss if there was none; ``metrics`` are the evaluation's other means.
     ``checkpoint`` is the directory of the last checkpoint. ``died`` counts the workers of ``workers`` that
     were found dead and did not come back. ``stopped`` says why the job ended before its last epoch; "": it
-    did not.
+    did not. ``skipped`` are the rows that were left out, by reason; ``returns`` are those after divergence,
+    and ``rate`` is what all learning rates were multiplied by in the end. ``warnings`` say what is wrong with
+    the model, and what may help.
     """
 
     job: str
@@ -42,10 +46,19 @@ class Result:
     checkpoint: str | None = None
     died: int = 0
     stopped: str = ""
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    returns: tuple[Return, ...] = ()
+    rate: float = 1.0
+    warnings: tuple[str, ...] = ()
 
 
-def result_of(status: ClusterStatus, job: Job) -> Result:
+def result_of(status: ClusterStatus, job: Job, unscaled: Callable[[], str] = lambda: "") -> Result:
     """Return the figures of a job from the last status of its cluster.
+
+    Args:
+        status: of the cluster.
+        job: what was trained.
+        unscaled: as ``warnings_of``.
 
     Raises:
         UnknownJob: the cluster knows nothing of the job's work.
@@ -67,6 +80,10 @@ def result_of(status: ClusterStatus, job: Job) -> Result:
         metrics=means,
         died=sum(worker.state == "dead" for worker in found.workers),
         stopped=f"after epoch {progress.epoch}: {progress.stopped}" if progress.stopped else "",
+        skipped={one.reason: one.rows for one in progress.skipped},
+        returns=found.returns,
+        rate=found.rate,
+        warnings=warnings_of(progress, job, unscaled),
     )
 
 
@@ -81,9 +98,12 @@ def result_table(result: Result) -> Table:
         "job": f"{result.job} ({result.model})",
         "cluster": f"{plural(result.servers, 'server')}, {plural(result.workers, 'worker')}{died}",
         "examples": count(result.examples) + speed,
+        **({"rows left out": rows_left_out(result.skipped)} if result.skipped else {}),
         "steps": count(result.steps),
         "time": f"{result.seconds:.1f} s",
         **({"stopped": result.stopped} if result.stopped else {}),
+        **({"went back": returned(result.returns)} if result.returns else {}),
+        **({"learning rate": f"x {result.rate:g}"} if result.rate != 1.0 else {}),
         "loss": figure(result.loss),
         **{name: figure(value) for name, value in result.metrics.items()},
         **({} if result.checkpoint is None else {"checkpoint": result.checkpoint}),

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from typing import Any
 
 from protocol.status import ClusterStatus
 from psctl.cluster import LocalCluster
@@ -41,9 +39,4 @@ def run_trial(
         return await fetch_status(host, port)
 
     go_on()
-    return train(cluster, job, _BLIND, fetch, _saves_nothing, recording)
-
-
-async def _saves_nothing(host: str, port: int) -> Any:
-    await asyncio.sleep(0)
-    raise AssertionError("there is no place for checkpoints")
+    return train(cluster, job, _BLIND, fetch, None, recording)

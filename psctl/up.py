@@ -10,7 +10,7 @@ import configargparse
 
 from protocol.daemon.settings import port
 from psctl.cluster import LocalCluster
-from psctl.cluster_flags import cluster_flags, cluster_from
+from psctl.cluster_flags import cluster_flags, cluster_from, workers_of
 from psctl.figures import plural
 from psworker.job import load_job
 from psworker.parts import check
@@ -29,7 +29,7 @@ def flags(parser: configargparse.ArgParser) -> None:
         metavar="PORT",
         help="TCP port of the coordinator; 0 takes a free one",
     )
-    cluster_flags(parser, workers=0, least_workers=0)
+    cluster_flags(parser, workers="none", least_workers=0)
 
 
 def run(options: argparse.Namespace) -> NoReturn:
@@ -41,9 +41,10 @@ def run(options: argparse.Namespace) -> NoReturn:
         KeyboardInterrupt, SystemExit: SIGINT or SIGTERM came; the cluster has been stopped.
     """
     job = load_job(options.job, options.set)
-    if options.workers:
+    workers = 0 if options.workers is None else workers_of(options, 0)
+    if workers:
         check(job)
-    with cluster_from(options, port=options.port) as cluster:
+    with cluster_from(options, workers, port=options.port) as cluster:
         print(greeting(cluster.address, cluster.metrics, len(cluster.workers)), flush=True)
         _stay(cluster)
 

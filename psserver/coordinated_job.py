@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, field
 
 from protocol.messages import RATE_FACTOR, RETURNS, Beat, Decide, Epoch
+from protocol.status import Return
 from psserver.call import Call
 from psserver.catalogue import TensorCatalogue
 from psserver.decisions import StepDecisions
@@ -14,16 +15,7 @@ from psserver.incarnations import job_dropped
 from psserver.leases import Ledger
 from psserver.membership import Membership, Worker
 
-__all__ = ["Drifts", "Job", "Returns"]
-
-
-@dataclass(frozen=True, slots=True)
-class Returns:
-    """How a job that has diverged went back: how often; last to which checkpoint, on which timeline."""
-
-    count: int = 0
-    checkpoint: int = 0
-    timeline: int = 0
+__all__ = ["Drifts", "Job"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +43,7 @@ class Job:
 
     ``agreed`` is what all shards are known to follow. ``made_with`` is the staleness that the job was made
     with, which those who join later say too, whatever it has been set to since. ``rate`` is what all
-    learning rates are multiplied by. ``furthest`` is the last
+    learning rates are multiplied by, ``returns`` are those after divergence. ``furthest`` is the last
     step that was begun before the job was restored. ``leaving`` are the names of those who are out, and whose
     chunks are to be taken back when all shards have been told. ``told`` is what a shard that was away is
     told; all of it is durable. ``born`` is as in ``protocol.messages.KeptJob``.
@@ -68,7 +60,7 @@ class Job:
     is_dropped: bool = False
     since: int = 0
     rate: float = 1.0
-    returns: Returns = Returns()
+    returns: tuple[Return, ...] = ()
     drifts: Drifts = Drifts()
     agreed: Beat = field(default_factory=lambda: Beat(0, math.inf, 0))
     furthest: int = 0
@@ -82,14 +74,12 @@ class Job:
     @property
     def may_return(self) -> bool:
         """Whether it may go back to a checkpoint once more."""
-        return self.returns.count < (RETURNS if self.ledger is None else self.ledger.plan.returns)
+        return len(self.returns) < (RETURNS if self.ledger is None else self.ledger.plan.returns)
 
-    def gone_back(self, former: Job, checkpoint: int, timeline: int, *, diverged: bool) -> None:
-        """Keep the rate of what this job was before it went back; of the one that has diverged, lower it."""
-        self.rate, self.returns = former.rate, former.returns
-        if diverged:
-            self.rate *= RATE_FACTOR if former.ledger is None else former.ledger.plan.rate_factor
-            self.returns = Returns(former.returns.count + 1, checkpoint, timeline)
+    @property
+    def lower_rate(self) -> float:
+        """What its rate is after one more return."""
+        return self.rate * (RATE_FACTOR if self.ledger is None else self.ledger.plan.rate_factor)
 
     def drop(self) -> None:
         """Be over: nobody works on it any more, and whoever waits is told so."""

@@ -58,7 +58,7 @@ from protocol.messages import (
     TensorInfo,
 )
 from protocol.sequences import fingerprint_of_work
-from protocol.status import ClusterStatus, DurabilityStatus, History, JobStatus, TensorStatus, Wait
+from protocol.status import ClusterStatus, DurabilityStatus, History, JobStatus, Return, TensorStatus, Wait
 from psserver.call import Call, Spawn
 from psserver.checkpoints import Disturbance, Jobs
 from psserver.coordinated_job import Job
@@ -941,11 +941,13 @@ class Coordinator:
             raise NotReady("the cluster is not complete; ask again")
         return self._worker(session, connection)
 
-    def keep_rates(self, restored: Mapping[str, Job], diverged: str, checkpoint: int, timeline: int) -> None:
+    def keep_rates(self, restored: Mapping[str, Job], diverged: str, back: Return) -> None:
         """Have the jobs that are taken from a checkpoint keep their rates; the diverged one's is lower."""
         for name in restored.keys() & self._jobs.keys():
-            is_it = name == diverged
-            restored[name].gone_back(self._jobs[name], checkpoint, timeline, diverged=is_it)
+            job, former = restored[name], self._jobs[name]
+            job.rate, job.returns = former.rate, former.returns
+            if name == diverged:
+                job.rate, job.returns = back.rate, (*former.returns, back)
 
     # --- tensors
 
@@ -1045,6 +1047,7 @@ class Coordinator:
             history=past.status(now) if past is not None else History(),
             rate=job.rate,
             drifts=job.drifts.count,
+            returns=job.returns,
         )
 
     def waits(self) -> list[Wait]:

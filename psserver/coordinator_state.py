@@ -17,18 +17,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from protocol.errors import BadRequest, CheckpointUnusable
 from protocol.fields import array_decoder, array_encoder
 from protocol.messages import WORK_KINDS, Empty, Finish, Leased, Plan
 from protocol.sequences import fingerprint_of_work
+from protocol.status import Return
 from psserver.catalogue import TensorCatalogue
-from psserver.coordinated_job import Drifts, Job, Returns
+from psserver.coordinated_job import Drifts, Job
 from psserver.decisions import StepDecisions
 from psserver.durability.log import Batch
 from psserver.leases import Ledger
 from psserver.membership import FailureSettings, Membership
+from psserver.saved_state import AnyNumber, as_text
 
 __all__ = [
     "job_doc",
@@ -46,10 +49,23 @@ _leased_from_plain: Final = array_decoder(Leased)
 _finish_from_plain: Final = array_decoder(Finish)
 _plain_plan: Final = array_encoder(Plan)
 _plan_from_plain: Final = array_decoder(Plan)
-_plain_returns: Final = array_encoder(Returns)
-_returns_from_plain: Final = array_decoder(Returns)
 _plain_drifts: Final = array_encoder(Drifts)
 _drifts_from_plain: Final = array_decoder(Drifts)
+
+
+@dataclass(frozen=True, slots=True)
+class _SavedReturn:
+    """What is saved of a return after divergence."""
+
+    step: int
+    loss: AnyNumber
+    checkpoint: int
+    timeline: int
+    rate: float
+
+
+_plain_return: Final = array_encoder(_SavedReturn)
+_return_from_plain: Final = array_decoder(_SavedReturn)
 
 
 def job_doc(job: Job, what: str) -> Any:
@@ -71,11 +87,21 @@ def _settings(job: Job) -> dict[str, Any]:
         "born": job.born,
         "since": job.since,
         "rate": job.rate,
-        "returns": _plain_returns(job.returns),
+        "returns": [_saved_return(one) for one in job.returns],
         "drifts": _plain_drifts(job.drifts),
         "plan": None if job.ledger is None else _plain_plan(job.ledger.plan),
         "workers": job.workers.state(),
     }
+
+
+def _saved_return(one: Return) -> Any:
+    saved = _SavedReturn(one.step, as_text(one.loss), one.checkpoint, one.timeline, one.rate)
+    return _plain_return(saved)
+
+
+def _return(plain: Any) -> Return:
+    saved: _SavedReturn = _return_from_plain(plain, "returns")
+    return Return(saved.step, float(saved.loss), saved.checkpoint, saved.timeline, saved.rate)
 
 
 def _plain_number(value: float) -> float | str:
@@ -147,7 +173,7 @@ def _job(name: str, settings: Mapping[str, Any], shards: int, failure: FailureSe
         born=settings.get("born", 0),
         since=settings["since"],
         rate=settings["rate"],
-        returns=_returns_from_plain(settings["returns"], "returns"),
+        returns=tuple([_return(plain) for plain in settings["returns"]]),
         drifts=_drifts_from_plain(settings["drifts"], "drifts"),
     )
 

@@ -28,8 +28,8 @@ from protocol.errors import (
     PSError,
 )
 from protocol.events import about
-from protocol.messages import Checkpointed, Diverged, Install, Load, Request, Restore
-from protocol.status import DurabilityStatus
+from protocol.messages import Checkpointed, Diverged, Empty, Install, Load, Request, Restore
+from protocol.status import DurabilityStatus, Return
 from psserver import restoring
 from psserver.call import Call, Spawn
 from psserver.checkpoints import Checkpoints
@@ -293,6 +293,21 @@ class Lead:
         seconds = time.monotonic() - began
         call.reply(Checkpointed(manifest.header.checkpoint, request.url, manifest.nbytes, seconds))
 
+    async def prepared(self, call: Call, session: Session) -> None:
+        """Take a checkpoint, unless there is one of the job of the worker that asks.
+
+        Raises:
+            NotReady: the state is about to be replaced.
+            NotAMember, Fenced: it is no worker.
+            CheckpointFailed: none could be taken.
+        """
+        async with self._one:
+            job, _ = self._coordinator.work_of(session, call.connection)
+            last = self.checkpoints.last
+            if last is None or all(saved.name != job.name for saved in last.jobs):
+                await self.checkpoints.take()
+        call.reply(Empty())
+
     async def diverged(self, call: Call, session: Session, request: Diverged) -> None:
         """Go back to a checkpoint, at a lower rate, because a worker says that its job has diverged.
 
@@ -314,21 +329,21 @@ class Lead:
                 extra=about("job.diverged", job=job.name, worker=worker.name),
             )  # fmt: skip
             label = self._shard.jobs[job.name].label
-            restored = await self._load_good(job, request.loss)
+            restored = await self._load_good(job, request)
             # The checkpoint is of the cluster: it may hold jobs that were dropped since.
             await self._install(restored.only(self._coordinator.kept()), is_foreign=True)
             self._metrics.divergences[label] += 1
             self._begin(self._links.timeline)
         raise fenced(worker.id)
 
-    async def _load_good(self, job: Job, loss: float) -> Restored:
+    async def _load_good(self, job: Job, diverged: Diverged) -> Restored:
         """Have every shard read the checkpoint that a job goes back to, which keeps its rate, but lower."""
         if not job.may_return:
             raise HasDiverged(
-                f"the job has gone back {job.returns.count} times, and its rate is {job.rate:g}; take a "
+                f"the job has gone back {len(job.returns)} times, and its rate is {job.rate:g}; take a "
                 "lower learning rate",
                 field="loss",
-                value=loss,
+                value=diverged.loss,
             )
         storage, timeline = self._persistence.storage, self._links.timeline
         numbers = await self._persistence.run(
@@ -340,10 +355,11 @@ class Lead:
                 "there is no checkpoint of the job yet; take them more often (--checkpoint-every), or a "
                 "lower learning rate",
                 field="loss",
-                value=loss,
+                value=diverged.loss,
             )
         number = restored.manifest.header.checkpoint
-        self._coordinator.keep_rates(restored.jobs, job.name, number, timeline + 1)
+        back = Return(diverged.step, diverged.loss, number, timeline + 1, job.lower_rate)
+        self._coordinator.keep_rates(restored.jobs, job.name, back)
         return restored
 
     async def _load_for(self, request: Restore) -> tuple[Manifest, Restored]:

@@ -12,6 +12,7 @@ Rules:
 - Where it is known that the first mini-batches of a training chunk have been applied, whoever goes on with
   the chunk leaves them out. Where a chunk's statistics have been, whoever is given it has only to finish it.
 - After an evaluation the job may be over early (``psserver.stopping``).
+- Rows that were left out are counted when they are trained or evaluated on for the first time.
 - The chunks of a stream are leased as those of one epoch that has no end: each is done when its source ends.
 
 The training data may be cut into parts (``Plan.partition``), each with an order of its own:
@@ -37,7 +38,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from protocol.errors import BadRequest
 from protocol.measures import derived
-from protocol.messages import Finish, Leased, Plan
+from protocol.messages import MAX_REASONS, Finish, Leased, Plan, Skipped
 from protocol.status import Evaluation, Mean, Progress
 from psserver.saved_ledger import (
     LEDGER,
@@ -168,6 +169,7 @@ class Ledger:
         self._evaluations: deque[Evaluation] = deque(maxlen=_KEPT)
         self._early = EarlyStop(plan)
         self._stopped = ""
+        self._skipped: Counter[str] = Counter()  # rows, by reason
         if plan.survey:
             self._begin_shared("survey")
         else:
@@ -228,7 +230,8 @@ class Ledger:
         Raises:
             BadRequest: the worker holds no lease on it, or a chunk cannot have so many examples.
         """
-        _check_at_most(_MOST_EXAMPLES, "examples", finish.examples)
+        for rows in (finish.examples, *(one.rows for one in finish.skipped)):
+            _check_at_most(_MOST_EXAMPLES, "examples", rows)
         work = _Work(finish.kind, finish.epoch, finish.chunk, finish.part)
         leased = self._leased.get(worker, {})
         if work not in leased:
@@ -240,9 +243,24 @@ class Ledger:
             self._count_training(finish)
         elif work.kind == "evaluate":
             self._evaluate.add(finish)
+        if self._is_first_of_its_kind(work):
+            self._count_skipped(finish)
         self._undone -= 1
         if not self._undone:
             self._next_phase(now)
+
+    def _is_first_of_its_kind(self, work: _Work) -> bool:
+        """Whether these rows are trained or evaluated on for the first time."""
+        first = {"train": 1, "evaluate": min(self.plan.evaluate_every, self.plan.epochs)}
+        return work.epoch == first.get(work.kind)
+
+    def _count_skipped(self, finish: Finish) -> None:
+        for one in finish.skipped:
+            if one.reason in self._skipped or len(self._skipped) < MAX_REASONS:
+                self._skipped[one.reason] += one.rows
+
+    def _skipped_rows(self) -> tuple[Skipped, ...]:
+        return tuple([Skipped(reason, rows) for reason, rows in sorted(self._skipped.items())])
 
     def give_back(self, worker: int) -> None:
         """Put back what a worker that went away has leased, first of its epoch, and take its part from it."""
@@ -285,6 +303,7 @@ class Ledger:
             seconds=(now if self._ended is None else self._ended) - self._began,
             evaluations=tuple(self._evaluations),
             stopped=self._stopped,
+            skipped=self._skipped_rows(),
         )
 
     @property
@@ -374,6 +393,7 @@ class Ledger:
                 best=None if self._early.best is None else as_text(self._early.best),
                 in_vain=self._early.in_vain,
                 stopped=self._stopped,
+                skipped=self._skipped_rows(),
             )
         )
 
@@ -412,6 +432,8 @@ class Ledger:
         self._shared.clear()
         self._shared.extend(_Work(saved.phase, saved.last, chunk) for chunk in saved.shared)
         self._stopped = saved.stopped
+        check_once([one.reason for one in saved.skipped], "skipped")
+        self._skipped = Counter({one.reason: one.rows for one in saved.skipped})
         self._early.best = None if saved.best is None else float(saved.best)
         self._early.in_vain = saved.in_vain
 

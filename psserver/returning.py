@@ -7,8 +7,10 @@ before. Each return is to a new timeline, whose first checkpoint is a copy of wh
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from protocol.errors import CheckpointUnusable
-from psserver.coordinated_job import Returns
+from protocol.status import Return
 from psserver.durability import checkpoint, directories
 from psserver.durability.manifest import Manifest
 from psserver.durability.storage import Storage
@@ -16,14 +18,16 @@ from psserver.durability.storage import Storage
 __all__ = ["checkpoints_of"]
 
 
-def checkpoints_of(storage: Storage, job: str, born: int, returns: Returns, timeline: int) -> list[int]:
+def checkpoints_of(
+    storage: Storage, job: str, born: int, returns: Sequence[Return], timeline: int
+) -> list[int]:
     """Return the checkpoints that a job may go back to now, the best of them last; blocks.
 
     Args:
         storage: where they are.
         job: its name.
         born: its own, as in ``protocol.messages.KeptJob``; a former job of that name had another.
-        returns: how it has gone back before.
+        returns: how it has gone back before, the latest last.
         timeline: that of the cluster's state.
     """
     manifests = [
@@ -31,9 +35,9 @@ def checkpoints_of(storage: Storage, job: str, born: int, returns: Returns, time
     ]
     numbers = [one.header.checkpoint for one in manifests]
     newer = sum(one.header.timeline == timeline for one in manifests) > 1  # than the copy
-    if returns.timeline != timeline or newer:
+    if not returns or returns[-1].timeline != timeline or newer:
         return numbers
-    return [number for number in numbers if number < returns.checkpoint] or numbers
+    return [number for number in numbers if number < returns[-1].checkpoint] or numbers
 
 
 def _manifests(storage: Storage) -> list[Manifest]:

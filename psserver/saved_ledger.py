@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from protocol.fields import Name
-from protocol.messages import WorkKind
+from protocol.messages import Skipped, WorkKind
 from psserver.saved_state import AnyNumber, SavedState
 
 __all__ = [
@@ -111,7 +111,7 @@ class SavedLedger:
 
     ``last`` is the epoch with which the phase ends; ``trained`` counts the training chunks of all epochs.
     ``shared`` are the chunks of a phase that knows no parts. ``best`` and ``in_vain`` are what is known for
-    stopping early.
+    stopping early. ``skipped`` are the rows that were left out, as the status tells them.
     """
 
     seconds: float
@@ -132,6 +132,7 @@ class SavedLedger:
     best: AnyNumber | None
     in_vain: int
     stopped: str
+    skipped: tuple[Skipped, ...]
 
 
 LEDGER: Final = SavedState(SavedLedger)

@@ -72,6 +72,7 @@ from protocol.messages import (
     Load,
     Marker,
     Ping,
+    Prepared,
     Pull,
     Push,
     PushPull,
@@ -710,7 +711,7 @@ class Server:
             self._look_at_shards(coordinator)
         elif isinstance(request, Status):
             coordinator.status(call, request)
-        elif isinstance(request, Checkpoint | Restore | Diverged):
+        elif isinstance(request, Checkpoint | Restore | Prepared | Diverged):
             self._spawn(call.answer_with(self._lead_on(call, session, request)))
         elif not coordinator.serving.is_set():
             if not isinstance(request, _WAIT_FOR_READY):
@@ -728,7 +729,9 @@ class Server:
             self._drop_clients()
             self._make_ready()
 
-    async def _lead_on(self, call: Call, session: Session, request: Checkpoint | Restore | Diverged) -> None:
+    async def _lead_on(
+        self, call: Call, session: Session, request: Checkpoint | Restore | Prepared | Diverged
+    ) -> None:
         if self._lead is None and isinstance(request, Diverged):
             raise HasDiverged(
                 "the cluster keeps no checkpoint to go back to; start psserver with --checkpoint-dir, or "
@@ -744,6 +747,9 @@ class Server:
             )
         if isinstance(request, Checkpoint):
             call.reply(await self._lead.checkpoint())
+            return
+        if isinstance(request, Prepared):
+            await self._lead.prepared(call, session)
             return
         try:
             if isinstance(request, Restore):

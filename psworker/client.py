@@ -12,7 +12,7 @@ import logging
 import math
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, NamedTuple, overload
@@ -54,11 +54,13 @@ from protocol.messages import (
     Marker,
     Measure,
     Plan,
+    Prepared,
     Pull,
     Push,
     PushPull,
     Request,
     Reset,
+    Skipped,
     Spec,
     TensorInfo,
     check_weight,
@@ -731,8 +733,14 @@ class Client:
         number = self._leased.get(leased)
         return None if number is None else Done(number, batches)
 
-    async def finish(self, leased: Leased, examples: int, measures: Mapping[str, float]) -> None:
-        """Report a leased chunk as done, with means over its examples.
+    async def finish(
+        self,
+        leased: Leased,
+        examples: int,
+        measures: Mapping[str, float],
+        skipped: Mapping[str, int] | None = None,
+    ) -> None:
+        """Report a leased chunk as done, with means over its examples; ``skipped`` are rows, by reason.
 
         Raises:
             Fenced: it was leased by a former incarnation; others do it again.
@@ -745,12 +753,39 @@ class Client:
         del self._leased[leased]
         means = tuple(Measure(name, value) for name, value in measures.items())
         work = (leased.kind, leased.epoch, leased.chunk)
-        finish = Finish(self._work + 1, *work, examples, means, leased.part)
+        left_out = tuple(Skipped(reason, rows) for reason, rows in (skipped or {}).items())
+        finish = Finish(self._work + 1, *work, examples, means, leased.part, left_out)
         answer = self._links[0].send(finish)
         self._work += 1
         await self._answer(answer)
 
-    # --- when the job has diverged
+    # --- when the job may diverge, or has
+
+    async def prepared(self) -> None:
+        """Return when there is a checkpoint of the job to go back to; all its tensors have been created.
+
+        Raises:
+            BadRequest: the cluster keeps no checkpoints.
+            CheckpointFailed: none could be taken.
+            Fenced: this worker is out; what it has created may be gone.
+            PSError: the cluster refuses, or is lost.
+        """
+        await self._when_serving(Prepared())
+
+    async def _when_serving(self, request: Prepared | Diverged) -> None:
+        """Ask the coordinator, again while the cluster is not complete."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._reconnect_for
+        while True:
+            self._check_not_out()
+            try:
+                await self._answer(self._links[0].send(request))
+            except NotReady:
+                if loop.time() >= deadline:
+                    raise
+                await asyncio.sleep(_OTHER_TIMELINE_PAUSE)
+            else:
+                return
 
     async def diverged(self, loss: float) -> float:
         """Have the job go back to its last good checkpoint, at a lower rate, and join it again.
@@ -768,17 +803,9 @@ class Client:
             HasDiverged: there is no checkpoint to go back to, or the job has gone back too often.
             PSError: the cluster refuses, or is lost.
         """
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._reconnect_for
-        while not self._fenced:
-            try:
-                await self._answer(self._links[0].send(Diverged(self.clock, float(loss))))
-            except Fenced:
-                break
-            except NotReady:
-                if loop.time() >= deadline:
-                    raise
-                await asyncio.sleep(_OTHER_TIMELINE_PAUSE)
+        if not self._fenced:
+            with suppress(Fenced):  # which is what it is to be
+                await self._when_serving(Diverged(self.clock, float(loss)))
         await self.rejoin()
         return self.rate
 

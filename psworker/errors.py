@@ -45,21 +45,27 @@ class DataError(Exception):
 class TrainingDiverged(Exception):
     """Training has run away: at `step` the `loss` of a mini-batch, None if there was none, is too large.
 
-    `reason` says what was found, and `refused` why the job could not go back to a checkpoint, if it was asked
-    to; the message also says what to do.
+    `reason` says what was found, `refused` why the job could not go back to a checkpoint, if it was asked to,
+    and `unscaled` what is wrong with the sizes of the columns, if anything is known of them; the message also
+    says what to do.
     """
 
-    def __init__(self, step: int, loss: float | None, reason: str, refused: str = "") -> None:
-        super().__init__(step, loss, reason, refused)
+    def __init__(
+        self, step: int, loss: float | None, reason: str, *, refused: str = "", unscaled: str = ""
+    ) -> None:
+        super().__init__(step, loss, reason)
         self.step = step
         self.loss = loss
         self.reason = reason
         self.refused = refused
+        self.unscaled = unscaled
 
     def __str__(self) -> str:
         loss = "" if self.loss is None else f" (loss {self.loss:.4g})"
         found = f"training diverged at step {self.step}{loss}: {self.reason}"
-        remedy = "lower [optimizer] lr, scale the features, or limit gradients with [optimizer] clip-norm"
+        lower = "lower [optimizer] lr, scale the features, or limit gradients with [optimizer] clip-norm"
+        or_lower = "or lower [optimizer] lr, or limit gradients with [optimizer] clip-norm"
+        remedy = f"{self.unscaled}; {or_lower}" if self.unscaled else lower
         if self.refused:
             return f"{found}; it does not go back: {self.refused}; {remedy}"
         return (

@@ -12,8 +12,9 @@ from protocol.messages import Plan
 from protocol.optimizers import Add, Optimizer
 from psworker.client import Client
 from psworker.data import Source, open_source
+from psworker.data.magnitudes import unscaled
 from psworker.data.tabular import TabularSource
-from psworker.errors import JobError
+from psworker.errors import DataError, JobError
 from psworker.job import Job, StreamSettings, job_to_json, optimizer_of
 from psworker.metrics import WorkerMetrics
 from psworker.models import EvaluatedModel, Model, OwnRule, build_model
@@ -23,7 +24,7 @@ from psworker.online.trainer import StreamTrainer
 from psworker.pieces import check_pieces
 from psworker.training import Trainer
 
-__all__ = ["Learner", "Part", "check", "part_of"]
+__all__ = ["Learner", "Part", "check", "part_of", "unscaled_columns"]
 
 _log = logging.getLogger(__name__)
 
@@ -81,6 +82,16 @@ def check(job: Job) -> None:
         _model_of_stream(job, job.stream)
     elif job.data.source != "digits":  # which cannot be wrong, and takes a second to load
         _load(job, optimizer)
+
+
+def unscaled_columns(job: Job) -> str:
+    """Return what is wrong with the sizes of a job's columns, and what to do; "": nothing is known to be."""
+    if job.stream is not None:
+        return ""
+    try:
+        return unscaled(open_source(job.data, seed=job.seed, holdout=job.eval.held_out, parts=job.parts))
+    except DataError:
+        return ""
 
 
 # --- chunks

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NamedTuple
 
+import numpy as np
+
 from protocol.errors import NotFinite
 from protocol.messages import Leased
 from protocol.tables import Keys
@@ -145,7 +147,10 @@ class Steps:
     def _computed(self, parameters: Parameters, units: Units, number: int) -> tuple[Batch, Parameters, float]:
         began = time.perf_counter()
         batch = units[number]
-        gradients, loss = self._compute(parameters, batch)
+        with np.errstate(
+            over="ignore", invalid="ignore"
+        ):  # the loss is looked at, and servers look at the rest
+            gradients, loss = self._compute(parameters, batch)
         for ahead in (number + 1, number + 2):
             units.keys(ahead)  # cut here, and not where it would keep the connections waiting
         # To wake another thread takes longer than the gradient of one example, and holds nobody up any less.

@@ -20,15 +20,16 @@ from typing import Any, Final, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from protocol.errors import Fenced, HasDiverged
+from protocol.errors import BadRequest, CheckpointFailed, Fenced, HasDiverged
 from protocol.events import about
 from protocol.measures import MORE_IS_BETTER, derived
 from protocol.messages import Leased
 from protocol.optimizers import Optimizer
 from psworker.client import Client
 from psworker.data import Batch, Source
+from psworker.data.magnitudes import unscaled
 from psworker.divergence import LossWatch
-from psworker.errors import JobError, TrainingDiverged
+from psworker.errors import DataError, JobError, TrainingDiverged
 from psworker.job import TrainSettings, nearest
 from psworker.metrics import WorkerMetrics
 from psworker.models import EvaluatedModel, Model
@@ -114,7 +115,7 @@ class Trainer:
                     await self._drop_ahead()
                 except TrainingDiverged as error:
                     await self._drop_ahead()
-                    await self._go_back(error)
+                    await self._go_back(error, await self._unscaled())
                 else:
                     return
                 self._steps = None  # what was there may be gone
@@ -123,21 +124,30 @@ class Trainer:
             self._reading.shutdown(wait=False, cancel_futures=True)
             self._computing.shutdown(wait=False, cancel_futures=True)
 
-    async def _go_back(self, error: TrainingDiverged) -> None:
+    async def _unscaled(self) -> str:
+        """Return what is wrong with the sizes of the columns, as far as anybody can tell."""
+        try:
+            return await self._in(self._reading, unscaled, self._source)
+        except DataError:
+            return ""
+
+    async def _go_back(self, error: TrainingDiverged, sizes: str) -> None:
         """Have the job go back to its last checkpoint and on at a lower rate, if it is to."""
+        what = error.step, error.loss, error.reason
         if self._settings.on_divergence == "stop":
-            raise error
+            raise TrainingDiverged(*what, unscaled=sizes) from error.__cause__
         loss = math.nan if error.loss is None else error.loss
         try:
             rate = await self._client.diverged(loss)
         except HasDiverged as refused:
-            raise TrainingDiverged(error.step, error.loss, error.reason, refused.message) from refused
+            raise TrainingDiverged(*what, refused=refused.message, unscaled=sizes) from refused
         _log.warning(
             "training diverged at step %d: %s; the job is back at its last checkpoint, and goes on with its "
-            "learning rate times %g",
+            "learning rate times %g%s",
             error.step,
             error.reason,
             rate,
+            sizes and f"; {sizes}",
             extra=about("work.diverged"),
         )
 
@@ -204,6 +214,8 @@ class Trainer:
         self._model, self._source = model, source
         served = ServedModel(self._client, model, optimizer, seed=self._seed, hashed=source.hashed)
         await served.create()
+        if self._settings.on_divergence == "lower-rate":
+            await self._keep_the_beginning()
         steps = Steps(
             served,
             self._compute(model, optimizer),
@@ -215,6 +227,16 @@ class Trainer:
         if not source.hashed:
             await steps.pull()
         return steps
+
+    async def _keep_the_beginning(self) -> None:
+        """See that there is something to go back to, before anything can diverge."""
+        try:
+            await self._client.prepared()
+        except (BadRequest, CheckpointFailed) as error:
+            _log.warning(
+                'there is no checkpoint that [train] on-divergence = "lower-rate" could go back to: %s',
+                error.message,
+            )
 
     def _compute(self, model: Model, optimizer: Optimizer) -> Compute:
         per_feature: frozenset[str] = frozenset()
@@ -234,14 +256,16 @@ class Trainer:
         units = Units(chunk, order, self._settings.unit_rows)
         measures = await steps.train(units, leased, stopped=lambda: self._stopped)
         if measures is not None:  # else the lease goes back when this worker leaves
-            await self._client.finish(leased, len(chunk), measures)
+            skipped = self._source.skipped_in(leased.chunk, "train", leased.part)
+            await self._client.finish(leased, len(chunk), measures, skipped)
 
     async def _evaluate(self, steps: Steps, leased: Leased, chunk: Batch) -> None:
         measures: dict[str, float] = {}
         if len(chunk) and isinstance(self._model, EvaluatedModel):
             measures = await self._measured(steps, self._model, chunk)
             self._check_monitor(measures)
-        await self._client.finish(leased, len(chunk) if measures else 0, measures)
+        skipped = self._source.skipped_in(leased.chunk, "holdout")
+        await self._client.finish(leased, len(chunk) if measures else 0, measures, skipped)
 
     def _check_monitor(self, measures: Mapping[str, float]) -> None:
         monitor, shown = self._settings.monitor, derived(measures)

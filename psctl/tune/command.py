@@ -17,7 +17,7 @@ from protocol.errors import BadRequest
 from protocol.json_text import json_text
 from protocol.measures import MORE_IS_BETTER
 from psctl.cluster import sigterm_raises
-from psctl.cluster_flags import at_least, process_flags
+from psctl.cluster_flags import at_least, process_flags, workers_of
 from psctl.figures import plural
 from psctl.page import check_place
 from psctl.screen import console_for
@@ -35,6 +35,7 @@ from psworker.parts import check
 __all__ = ["Found", "flags", "run"]
 
 _TRIALS = 20
+_WORKERS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ class Found:
 
 def flags(parser: configargparse.ArgParser) -> None:
     """Add the flags of ``psctl tune``."""
-    process_flags(parser, workers=2, least_workers=1)
+    process_flags(parser, workers=f"[train] workers of the job, or {_WORKERS}", least_workers=1)
     parser.add_argument(
         "--try",
         action="append",
@@ -125,6 +126,7 @@ def run(options: argparse.Namespace) -> int:
         ProcessFailed: a process of a cluster ended, and not because the training diverged.
     """
     space = space_of(options.tries)
+    options.workers = workers_of(options, _WORKERS)
     job = _checked(options, space)
     engine = _engine(options, space, job)
     if options.report is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 from psworker.data.rows import Fault, Kind
@@ -12,6 +13,10 @@ from psworker.errors import DataError
 from psworker.job import DataSettings
 
 __all__ = ["BadRows", "skipped_kinds"]
+
+_OR_SKIP: Final = 'or have such rows left out with [data] on-error = "skip"'
+
+_OR_SKIP: Final = 'or have such rows left out with [data] on-error = "skip"'
 
 _log = logging.getLogger(__name__)
 
@@ -28,12 +33,16 @@ class BadRows:
     def __init__(self, skipped: frozenset[Kind]) -> None:
         self._skipped = skipped
         self._counts: Counter[str] = Counter()
-        self._seen: set[tuple[object, ...]] = set()
+        self._of_pieces: dict[tuple[object, ...], Counter[str]] = {}
 
     @property
     def counts(self) -> Mapping[str, int]:
         """How many rows were left out for which reason. A chunk that is read again counts once."""
         return dict(self._counts)
+
+    def of(self, piece: tuple[object, ...]) -> Mapping[str, int]:
+        """How many rows of `piece` were left out for which reason when it was read."""
+        return dict(self._of_pieces.get(piece, {}))
 
     def leave_out(
         self, faults: Sequence[Fault], piece: tuple[object, ...], error: Callable[[Fault], DataError]
@@ -45,10 +54,10 @@ class BadRows:
         """
         for fault in faults:
             if fault.kind not in self._skipped:
-                raise error(fault)
-        if not faults or piece in self._seen:
+                raise error(replace(fault, reason=f"{fault.reason}; {_OR_SKIP}"))
+        if not faults or piece in self._of_pieces:
             return
-        self._seen.add(piece)
+        self._of_pieces[piece] = Counter(fault.kind for fault in faults)
         for fault in faults:
             if not self._counts[fault.kind]:
                 _log.warning('%s (this row is left out, and so are others of "%s")', error(fault), fault.kind)

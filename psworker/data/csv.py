@@ -10,6 +10,7 @@ import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -90,9 +91,9 @@ class CsvTable:
             return self._parse_carefully(numbers, texts)
 
     def _is_of(self, part: int, column: int, text: str) -> bool:
-        """Whether a row is of `part`. What cannot be told is of every part, to be refused there."""
+        """Whether a row is of `part`. What cannot be told is of the first, to be refused there, and once."""
         value = self._value(column, text)
-        return value is None or part_of(value, self.parts) == part
+        return part == (0 if value is None else part_of(value, self.parts))
 
     def _value(self, column: int, text: str) -> str | None:
         """What a row has in `column`; None if it cannot be cut into as many columns as the header has."""
@@ -203,8 +204,7 @@ class CsvTable:
             value = self._number(fields[place])
             if value is None:
                 fault = number_fault(fields[place].strip())
-                remedy = "correct the row, or [data] columns, categorical and text: columns are numbers"
-                return self._fault(number, "number", place, f"{fault}; {remedy}", fields)
+                return self._fault(number, "number", place, f"{fault}; {_NO_NUMBER}", fields)
             values.append(value)
         if self.target is None:
             return fields, [*values, 0.0]
@@ -249,6 +249,9 @@ class CsvTable:
         return Fault(number, kind, shown, self.header[place])
 
 
+_NO_NUMBER: Final = (
+    "correct the row, or the job: a column of words goes into [data] categorical or text, or out of columns"
+)
 _LARGEST = float(np.finfo(np.float32).max)
 
 

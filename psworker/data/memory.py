@@ -52,6 +52,10 @@ class MemorySource:
         """Nothing."""
         return {}
 
+    def skipped_in(self, chunk: int, split: Split, part: int | None = None) -> Mapping[str, int]:
+        """Nothing."""
+        return {}
+
     @property
     def chunks(self) -> int:
         """How many chunks there are; the last one may be smaller."""

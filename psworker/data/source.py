@@ -66,6 +66,9 @@ class Source(Protocol):
     def skipped(self) -> Mapping[str, int]:
         """How many rows were left out as yet, by reason."""
 
+    def skipped_in(self, chunk: int, split: Split, part: int | None = None) -> Mapping[str, int]:
+        """How many rows were left out when this was read, by reason."""
+
 
 def open_source(data: DataSettings, *, seed: int, holdout: Holdout, parts: int = 1) -> Source:
     """Open the source that `data` names; `seed` and `holdout` decide which rows are held out.

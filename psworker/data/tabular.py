@@ -71,6 +71,10 @@ class TabularSource:
         """See `Source.skipped`."""
         return self.bad_rows.counts
 
+    def skipped_in(self, chunk: int, split: Split, part: int | None = None) -> Mapping[str, int]:
+        """See `Source.skipped_in`."""
+        return self.bad_rows.of((chunk, split, part))
+
     def read(self, chunk: int, split: Split, part: int | None = None) -> Batch:
         """See `Source.read`. Only the rows asked for are parsed; errors in others are not seen."""
         if self.adjustment is None:

@@ -14,15 +14,20 @@ from psworker.job.wording import show
 __all__ = ["job_to_toml", "load_job"]
 
 
-def load_job(path: Path | None, overrides: Sequence[str]) -> Job:
+def load_job(path: Path | None, overrides: Sequence[str], otherwise: Sequence[str] = ()) -> Job:
     """Read a job file (None: the built-in demo) and apply `section.key=value` overrides in order.
 
-    An override's value is read as TOML, and as plain text where it is not TOML.
+    An override's value is read as TOML, and as plain text where it is not TOML. `otherwise` are overrides of
+    what neither the file nor another override sets.
     Raises JobError for anything that cannot be used.
     """
     document = _demo() if path is None else _read(path)
     for override in overrides:
         _override(document, override)
+    for override in otherwise:
+        section, _, key = override.partition("=")[0].partition(".")
+        if key not in document.get(section, {}):
+            _override(document, override)
     return job_of(document)
 
 

@@ -119,7 +119,9 @@ def _is_number(value: object) -> bool:
 @contextmanager
 def _blaming(name: str) -> Iterator[None]:
     try:
-        yield
+        # What overflows is looked at where it leads to: a loss, or a push that is refused.
+        with np.errstate(over="ignore", invalid="ignore"):
+            yield
     except DataError:
         raise
     except Exception as error:

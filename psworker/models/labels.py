@@ -20,6 +20,7 @@ def class_indices(y: npt.NDArray[np.float32] | npt.NDArray[np.int64], classes: i
             "labels",
             None,
             f"{y[~valid][0]:g} is not one of the classes 0..{classes - 1}; "
-            "correct [model] classes, list the labels in [data] classes, or correct the data",
+            "list the labels in [data] classes, correct [model] classes or the data, or take a model of "
+            'numbers, such as kind = "linear"',
         )
     return y.astype(np.int64)

@@ -147,4 +147,6 @@ def _check_names(kind: str, given: Mapping[str, Any], named: Mapping[str, inspec
 
 
 def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+    """Return what an error says; of those that are not meant to be read by users, what it is, too."""
+    meant_for_users = isinstance(error, ValueError | ImportError) and str(error)
+    return str(error) if meant_for_users else f"{type(error).__name__}: {error}"

@@ -139,9 +139,10 @@ class StreamTrainer:
         learning: set[asyncio.Task[None]] = set()
         try:
             finished = False
-            while not self._stopping.is_set() and not (finished and not learning):
-                if not finished:
-                    finished = await self._take(learning)
+            while not self._stopping.is_set():
+                finished = finished or await self._take(learning)
+                if finished and not learning:
+                    return
                 await self._until_something(learning)
             for task in learning:
                 await task

@@ -1,6 +1,7 @@
 """The status page in a real browser."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,7 +13,9 @@ import pytest_asyncio
 
 from benchmarks.browser import browser, missing
 from protocol.daemon.exposition import Exposition
+from protocol.messages import Plan
 from psctl import LocalCluster
+from psserver.persistence import DurabilitySettings
 from psworker.client import connect
 from tests.cluster import Cluster, running_cluster
 from tests.integration.points import write_points
@@ -112,6 +115,27 @@ async def test_the_page_follows_a_job_and_outlives_the_server(running: "Browser"
             cluster.restart_server(0, wait=False)
             await has_text(page, "#state", "live")
             await page.locator(".card", has_text="No job yet").wait_for()
+
+
+async def test_rows_left_out_and_returns_after_divergence_are_told(
+    running: "Browser", tmp_path: Path
+) -> None:
+    plan = Plan("text", 2, 1, 0, 0)
+    durability = DurabilitySettings("snapshot", str(tmp_path), 0.0, 3)
+    async with (
+        cluster_with_a_page(durability=durability) as (cluster, metrics),
+        connect(cluster.address, plan=plan) as client,
+    ):
+        await client.create("w", np.zeros(4, np.float32))
+        await client.finish(await client.lease(block=False), 1, {"loss": 1.0}, {"number": 1200, "fields": 3})
+        await client.prepared()
+        await client.diverged(math.nan)
+        async with opened(running, metrics) as (page, complaints):
+            await has_text(page, ".progress p", "rows left out: 1,203 (3 fields, 1,200 number)")
+            went_back = "went back after divergence: 1 time, last from loss NaN in step 0 to checkpoint 1"
+            await has_text(page, ".progress p", went_back)
+            await has_text(page, ".chip", "learning rate")
+            assert complaints == []
 
 
 async def test_names_are_text_whatever_they_are(running: "Browser") -> None:

@@ -16,6 +16,8 @@ from protocol.messages import (
     Measures,
     NotNegative,
     Rate,
+    Skipped,
+    SkippedRows,
     Staleness,
     Weight,
     WorkKind,
@@ -70,6 +72,7 @@ _SIMPLE: Final[dict[Any, st.SearchStrategy[Any]]] = {
     Values: st.sampled_from(VALUES),
     DTypeName: st.sampled_from(sorted(DTYPES)),
     Shape: st.lists(st.integers(1, 64), max_size=8).map(tuple),
+    SkippedRows: st.lists(st.builds(Skipped, names, st.integers(0, 2**63 - 1)), max_size=3).map(tuple),
     Measures: st.lists(st.builds(Measure, names, st.floats(allow_nan=False)), max_size=3).map(tuple),
 }
 

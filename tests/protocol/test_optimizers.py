@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import re
 from typing import Any
 
 import pytest
@@ -91,6 +92,16 @@ def test_an_optimizer_arrives_as_it_was_written(optimizer: Optimizer) -> None:
 def test_add_has_no_settings() -> None:
     assert spec_of(Add()) == OptimizerSpec("add", ())
     assert optimizer_from_spec(spec_of(Add())) == Add()
+
+
+@pytest.mark.parametrize(
+    ("value", "example"),
+    [("adam", "psworker.Adam()"), (Adagrad, "psworker.Adagrad()"), ("no such", "psworker.SGD()")],
+)
+def test_what_is_no_optimizer_is_refused_with_what_would_be_one(value: Any, example: str) -> None:
+    with pytest.raises(BadRequest, match=re.escape(example)) as caught:
+        spec_of(value)
+    assert caught.value.field == "optimizer"
 
 
 def test_what_is_off_does_not_travel() -> None:

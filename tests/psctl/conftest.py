@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
+from protocol.messages import Skipped
 from protocol.status import (
     ClusterStatus,
     Evaluation,
     JobStatus,
     Mean,
     Progress,
+    Return,
     ShardStatus,
     TensorStatus,
     Wait,
@@ -45,6 +47,23 @@ def fake_cluster() -> Callable[..., LocalCluster]:
 
 def _evaluation(epoch: int, loss: float, accuracy: float) -> Evaluation:
     return Evaluation(epoch, 100, (Mean("loss", loss), Mean("accuracy", accuracy)))
+
+
+@pytest.fixture
+def troubled(make_status: Callable[..., ClusterStatus]) -> ClusterStatus:
+    """Return the status of a finished job with rows left out, that has diverged twice and learnt nothing."""
+    status = make_status(phase="finished")
+    (job,) = status.jobs
+    assert job.progress is not None
+    means = (Mean("loss", 40.0), Mean("r2", -468.0))
+    progress = replace(
+        job.progress,
+        evaluations=(Evaluation(10, 100, means),),
+        skipped=(Skipped("fields", 12), Skipped("number", 1300)),
+    )
+    returns = (Return(40, 1e30, 1, 2, 0.5), Return(1200, math.nan, 3, 3, 0.25))
+    job = replace(job, progress=progress, rate=0.25, returns=returns)
+    return replace(status, jobs=(job,))
 
 
 @pytest.fixture

@@ -95,7 +95,7 @@ def test_wrong_usage(arguments: list[str], capsys: Output) -> None:
 
 def test_defaults(seen: argparse.Namespace) -> None:
     assert cli.main(["train"]) == 0
-    assert (seen.servers, seen.workers, seen.job, seen.set, seen.format) == (1, 2, None, [], "text")
+    assert (seen.servers, seen.workers, seen.job, seen.set, seen.format) == (1, None, None, [], "text")
 
 
 def test_flag_beats_environment_beats_file(
@@ -134,7 +134,7 @@ def test_flags_make_the_cluster(monkeypatch: pytest.MonkeyPatch, seen: argparse.
         made.extend((*arguments, settings))
 
     monkeypatch.setattr("psctl.cluster_flags.LocalCluster", local_cluster)
-    cluster_from(seen)
+    cluster_from(seen, 4)
     kept = {"checkpoint_dir": "run", "durability": "log", "checkpoint_every": "2m"}
     settings = {"port": 0, "echo_logs": False, **kept, "access": Access("t", TLS("ca", "cert", "key"))}
     assert made == [3, 4, Path("a.toml"), ["a.b=1", "c.d=2"], settings]

@@ -271,3 +271,12 @@ def test_why_a_job_ended_early(make_status: MakeStatus) -> None:
     progress = replace(job.progress, stopped="loss has not improved")
     stopped = replace(status, jobs=(replace(job, progress=progress),))
     assert "stopped early: loss has not improved" in drawn(stopped)
+
+
+def test_rows_left_out_and_returns_after_divergence(troubled: ClusterStatus, make_status: MakeStatus) -> None:
+    text = drawn(troubled)
+    assert "rows left out: 1,312 (12 fields, 1,300 number)" in text
+    assert "went back after divergence: 2 times, last from loss nan in step 1,200 to checkpoint 3" in text
+    assert "learning rate x 0.25" in text
+    for words in ("left out", "went back"):
+        assert words not in drawn(make_status())

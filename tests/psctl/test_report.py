@@ -77,3 +77,17 @@ def test_a_job_that_was_over_too_soon_says_what_is_missing(make_status: MakeStat
     text = page(recording, JOB, result_of(status, JOB))
     assert "no worker's metrics could be read" in text
     assert text.count("nothing was measured") == 3
+
+
+def test_what_went_wrong_on_the_way_is_there(troubled: ClusterStatus, make_status: MakeStatus) -> None:
+    reader = Reader(page(recorded(troubled), JOB, result_of(troubled, JOB)))
+    for heading in ("Warnings", "Returns after divergence"):
+        assert heading in reader.texts
+    figures = dict(zip(reader.texts, reader.texts[1:], strict=False))
+    assert figures["rows left out"] == "1,312 (12 fields, 1,300 number)"
+    assert figures["went back"].startswith("2 times, last from loss nan")
+    assert figures["learning rate"] == "x 0.25"
+    first = reader.texts.index("on with learning rate x") + 1
+    assert reader.texts[first : first + 8] == ["40", "1.000e+30", "1", "0.5", "1,200", "nan", "3", "0.25"]
+    well = Reader(page(recorded(make_status()), JOB, result_of(make_status(), JOB)))
+    assert not {"Warnings", "Returns after divergence", "rows left out", "went back"} & set(well.texts)

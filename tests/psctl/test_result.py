@@ -33,6 +33,10 @@ def test_the_json_has_exactly_the_promised_keys(make_status: MakeStatus) -> None
         "checkpoint": None,
         "died": 0,
         "stopped": "",
+        "skipped": {},
+        "returns": [],
+        "rate": 1.0,
+        "warnings": [],
     }
 
 
@@ -105,3 +109,25 @@ def test_workers_that_died_are_counted(make_status: MakeStatus) -> None:
     with console.capture() as captured:
         console.print(result_table(result))
     assert "1 server, 3 workers (1 died)" in captured.get()
+
+
+def test_what_went_wrong_on_the_way_is_in_table_and_json(troubled: ClusterStatus) -> None:
+    result = result_of(troubled, JOB, lambda: "numbers of column 3 are large")
+    console = Console(file=io.StringIO(), width=100, color_system=None)
+    with console.capture() as captured:
+        console.print(result_table(result))
+    for fact in (
+        "1,312 (12 fields, 1,300 number)",
+        "2 times, last from loss nan in step 1,200 to checkpoint 3",
+        "x 0.25",
+    ):
+        assert fact in captured.get()
+    found = json.loads(json_text(result), parse_constant=pytest.fail)
+    assert found["skipped"] == {"fields": 12, "number": 1300}
+    assert found["returns"] == [
+        {"step": 40, "loss": 1e30, "checkpoint": 1, "timeline": 2, "rate": 0.5},
+        {"step": 1200, "loss": None, "checkpoint": 3, "timeline": 3, "rate": 0.25},
+    ]
+    assert found["rate"] == 0.25
+    assert found["warnings"][0].startswith("r2 is -468")
+    assert found["warnings"][1] == "numbers of column 3 are large"

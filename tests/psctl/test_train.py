@@ -37,8 +37,8 @@ def trained(
     def install(**daemons: str) -> argparse.Namespace:
         seen = argparse.Namespace()
 
-        def cluster_from(options: argparse.Namespace) -> LocalCluster:
-            vars(seen).update(vars(options))
+        def cluster_from(options: argparse.Namespace, workers: int) -> LocalCluster:
+            vars(seen).update(vars(options) | {"workers": workers})
             return fake_cluster(1, 1, checkpoint_dir=options.checkpoint_dir, **daemons)
 
         async def fetch_status(host: str, port: int, **_: Any) -> ClusterStatus:
@@ -125,10 +125,104 @@ def test_a_report_is_written_and_named(trained: Trained, capsys: Output, tmp_pat
     assert "digits" in (tmp_path / "new" / "report.html").read_text()
 
 
-def test_going_back_needs_somewhere_to_go_back_to(trained: Trained, capsys: Output) -> None:
+LOWER = "train.on-divergence=lower-rate"
+
+
+def test_what_is_gone_back_to_is_kept_until_the_end(
+    trained: Trained, capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen = trained(worker="0")
-    assert cli.main(["train", "--set", "train.on-divergence=lower-rate"]) == 2
+    monkeypatch.setattr(train, "take_checkpoint", lambda *_, **__: pytest.fail("nobody wants it"))
+    assert cli.main(["train", "--format", "json", "--set", LOWER]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["checkpoint"] is None
+    assert err == "", "it goes on from nothing"
+    assert Path(seen.checkpoint_dir).is_absolute()
+    assert not Path(seen.checkpoint_dir).exists()
+
+
+def test_what_is_gone_back_to_is_removed_after_a_failure_too(trained: Trained, capsys: Output) -> None:
+    seen = trained(worker="1")
+    assert cli.main(["train", "--set", LOWER]) == 1
+    assert "goes on from" not in capsys.readouterr().err
+    assert not Path(seen.checkpoint_dir).exists()
+
+
+def test_where_it_is_said_what_is_kept_that_is_gone_back_to(
+    trained: Trained, capsys: Output, tmp_path: Path
+) -> None:
+    seen = trained(worker="0")
+    assert cli.main(["train", "--set", LOWER, "--checkpoint-dir", str(tmp_path)]) == 0
+    assert seen.checkpoint_dir == str(tmp_path)
+    assert cli.main(["train", "--set", LOWER, "--durability", "none"]) == 2
     assert "give --checkpoint-dir" in capsys.readouterr().err
+
+
+def test_each_return_after_divergence_is_said_once(
+    fake_cluster: MakeCluster, troubled: ClusterStatus, make_status: MakeStatus
+) -> None:
+    said: list[str] = []
+    looks: list[int] = []
+    cluster = fake_cluster(1, 1)
+
+    async def fetch(host: str, port: int) -> ClusterStatus:
+        looks.append(1)
+        worker = cluster.workers[0]
+        if len(looks) > 2 and worker.returncode is None and "flags" in worker.log_tail():
+            os.kill(worker.pid, signal.SIGUSR1)  # it is done
+        return troubled if len(looks) > 1 else make_status()
+
+    train.train(cluster, JOB, BLIND._replace(say=said.append), fetch, save)
+    assert said == [
+        "digits went back after divergence: 2 times, last from loss nan in step 1,200 to checkpoint 3; "
+        "learning rate x 0.25"
+    ]
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_model_that_is_no_good_is_warned_of(
+    trained: Trained, troubled: ClusterStatus, monkeypatch: pytest.MonkeyPatch, capsys: Output, form: str
+) -> None:
+    async def fetch_status(host: str, port: int, **_: Any) -> ClusterStatus:
+        return troubled
+
+    trained(worker="0")
+    monkeypatch.setattr(train, "fetch_status", fetch_status)
+    assert cli.main(["train", "--format", form]) == 0
+    err = capsys.readouterr().err
+    assert "psctl train: warning: r2 is -468" in err
+    assert "psctl train: warning: lower [optimizer] lr" in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "workers"),
+    [
+        ([], 2),
+        (["--workers", "3"], 3),
+        (["--set", "train.workers=3"], 3),
+        (["--set", "train.workers=3", "--workers", "3"], 3),
+        (["--job", "JOB"], 5),
+        (["--job", "JOB", "--set", "train.workers=3"], 3),
+        (["--job", "JOB", "--workers", "3"], 3),
+    ],
+)
+def test_how_many_workers_there_are(
+    flags: list[str], workers: int, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "JOB").write_text('[model]\nkind = "softmax"\n[train]\nworkers = 5\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "result_of", lambda *_: pytest.fail("it was not finished"))
+    seen = trained(worker="2")  # which ends it at once
+    assert cli.main(["train", *flags]) == 2
+    assert seen.workers == workers
+
+
+def test_two_flags_with_different_numbers_of_workers_are_refused(trained: Trained, capsys: Output) -> None:
+    seen = trained(worker="0")
+    assert cli.main(["train", "--workers", "2", "--set", "train.workers=3"]) == 2
+    err = capsys.readouterr().err
+    assert "--workers=2" in err
+    assert "train.workers=3" in err
     assert vars(seen) == {}, "nothing was started"
 
 
@@ -213,7 +307,7 @@ def test_sigterm_stops_the_cluster(trained: Trained, monkeypatch: pytest.MonkeyP
 def test_a_wrong_job_is_refused_before_anything_starts(
     monkeypatch: pytest.MonkeyPatch, capsys: Output
 ) -> None:
-    monkeypatch.setattr(train, "cluster_from", lambda options: pytest.fail("started"))
+    monkeypatch.setattr(train, "cluster_from", lambda *_: pytest.fail("started"))
     assert cli.main(["train", "--set", "train.epoch=3"]) == 2
     assert "epochs" in capsys.readouterr().err
     assert cli.main(["train", "--job", "no-such-job.toml"]) == 2
@@ -221,6 +315,20 @@ def test_a_wrong_job_is_refused_before_anything_starts(
 
 
 # --- with a place for checkpoints
+
+
+def test_of_a_job_with_other_settings_it_is_not_said_that_it_is_finished(
+    trained: Trained, monkeypatch: pytest.MonkeyPatch, make_status: MakeStatus, capsys: Output, tmp_path: Path
+) -> None:
+    async def fetch(host: str, port: int, **_: Any) -> ClusterStatus:
+        return make_status(phase="finished", worker_state="left")
+
+    trained(worker="12")
+    monkeypatch.setattr(train, "fetch_status", fetch)
+    assert cli.main(["train", "--checkpoint-dir", str(tmp_path)]) == 12
+    out, err = capsys.readouterr()
+    assert "is finished already" not in out
+    assert "of a job with other settings" in err
 
 
 def test_a_last_checkpoint_is_taken_while_the_servers_are_there(

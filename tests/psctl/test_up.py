@@ -15,7 +15,7 @@ def clusters(monkeypatch: pytest.MonkeyPatch, fake_cluster: MakeCluster) -> Call
     """Return what makes ``psctl up`` start fake daemons."""
 
     def install(servers: int, workers: int, **daemons: str) -> None:
-        def cluster_from(options: argparse.Namespace, *, port: int) -> LocalCluster:
+        def cluster_from(options: argparse.Namespace, _: int, *, port: int) -> LocalCluster:
             assert port == 7070
             return fake_cluster(servers, workers, **daemons)
 
@@ -71,7 +71,7 @@ def test_it_ends_with_a_child_that_dies(clusters: Clusters, capsys: Output) -> N
 def test_a_wrong_job_is_refused_before_anything_starts(
     monkeypatch: pytest.MonkeyPatch, capsys: Output
 ) -> None:
-    monkeypatch.setattr(up, "cluster_from", lambda options, port: pytest.fail("started"))
+    monkeypatch.setattr(up, "cluster_from", lambda *_, **__: pytest.fail("started"))
     assert cli.main(["up", "--workers", "1", "--set", "nonsense"]) == 2
     assert "nonsense" in capsys.readouterr().err
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.errors import BadRequest
-from protocol.messages import Finish, Leased, Measure, Plan
+from protocol.messages import MAX_REASONS, Finish, Leased, Measure, Plan, Skipped
 from psserver.leases import Ledger
 from tests.psserver.saved_states import assert_damage_is_refused, through_json
 
@@ -667,6 +667,37 @@ def test_time_in_which_nothing_ran_is_not_counted() -> None:
     ledger = restarted(ledger, now=77.0, later=20_000.0)
     assert ledger.finished
     assert ledger.progress(30_000.0).seconds == 7.0
+
+
+def left_out(leased: Leased, **rows: int) -> Finish:
+    return replace(done(leased), skipped=tuple(Skipped(reason, count) for reason, count in rows.items()))
+
+
+@pytest.mark.parametrize("survey", [False, True])
+def test_rows_left_out_count_once_however_often_they_are_read(survey: bool) -> None:
+    ledger = Ledger(plan(chunks=3, epochs=4, every=2, survey=survey), 0.0)
+    while (leased := ledger.lease(0)).kind != "finished":
+        many = {"number": 2, "fields": leased.chunk} if leased.kind == "train" else {"number": 5}
+        ledger.finish(0, left_out(leased, **many), 1.0)
+        ledger = Ledger.restored(ledger.plan, through_json(ledger.state(1.0)), 1.0)
+    assert ledger.progress(1.0).skipped == (Skipped("fields", 0 + 1 + 2), Skipped("number", 3 * 2 + 3 * 5))
+
+
+def test_rows_left_out_count_for_each_part_of_a_chunk() -> None:
+    ledger = Ledger(plan(chunks=2, epochs=2, partition="hash:user", parts=3), 0.0)
+    while (leased := ledger.lease(0)).kind != "finished":
+        ledger.finish(0, left_out(leased, missing=1 + (leased.part or 0)), 1.0)
+    assert ledger.progress(1.0).skipped == (Skipped("missing", 2 * (1 + 2 + 3)),)
+
+
+def test_reasons_and_rows_are_believed_within_limits() -> None:
+    ledger = Ledger(plan(chunks=20, epochs=1), 0.0)
+    with pytest.raises(BadRequest, match="examples"):
+        ledger.finish(0, left_out(ledger.lease(0), number=1 << 60), 1.0)
+    ledger.give_back(0)
+    for number in range(20):
+        ledger.finish(0, left_out(ledger.lease(0), **{f"reason-{number}": 1}), 1.0)
+    assert len(ledger.progress(1.0).skipped) == MAX_REASONS
 
 
 def test_measures_that_are_no_numbers_survive() -> None:

@@ -53,6 +53,9 @@ class Sparse:
     def features(self) -> int:
         return 0 if self.hashed else FEATURES
 
+    def skipped_in(self, chunk: int, split: Split, part: int | None = None) -> Mapping[str, int]:
+        return {}
+
     def read(self, chunk: int, split: Split, part: int | None = None) -> Batch:
         if self.wants_survey and self.totals is None:
             raise AssertionError("read before it was informed")

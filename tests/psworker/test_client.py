@@ -194,6 +194,16 @@ async def test_names_that_are_no_names(name: str) -> None:
         await assert_usable(ps, 1.0)
 
 
+async def test_the_name_of_an_optimizer_is_none() -> None:
+    async with client() as ps:
+        for create in (partial(ps.create, "w", [1.0]), partial(ps.create_sparse, "t", 4)):
+            with pytest.raises(BadRequest, match=r"psworker\.Adam\(\)") as caught:
+                await create(optimizer="adam")  # type: ignore[arg-type]
+            assert (caught.value.field, caught.value.value) == ("optimizer", "adam")
+        await ps.create("w", [1.0, 1.0], Add())
+        await assert_usable(ps, 1.0)
+
+
 @pytest.mark.parametrize("weight", [0.0, -1.0, math.nan, math.inf])
 async def test_weights_that_are_no_weights(weight: float) -> None:
     async with client(staleness=0) as ps:

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from protocol.daemon.logs import Speaker
+from protocol.messages import Skipped
 from psworker.client import connect
 from psworker.daemon import WorkerSettings, work
+from psworker.errors import TrainingDiverged
 from psworker.job import Job, load_job
 from psworker.metrics import WorkerMetrics
 from psworker.surveying import SURVEY
@@ -99,3 +101,29 @@ async def test_rows_left_out_are_counted_and_told_at_the_end(
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert "left out 2 rows: 1 of fields, 1 of number" in warnings
     assert sum('a.csv, line 22, column "x": "abc" is not a number' in text for text in warnings) == 1
+
+
+CUT = ('data.partition="hash:x"', 'data.columns=["x"]')
+
+
+@pytest.mark.parametrize("more", [(), ("data.scale=standard",), CUT])
+async def test_the_cluster_counts_each_row_left_out_once(tmp_path: Path, more: tuple[str, ...]) -> None:
+    """Whoever reads it, and however often: two workers, several epochs, a survey, held-out rows."""
+    rows = [f"{x},{2 * x}" for x in np.linspace(-1, 1, 40)]
+    bad = [*["abc,1"] * 9, *["1"] * 7]
+    (tmp_path / "a.csv").write_text("\n".join(["x,y", *rows[:20], *bad, *rows[20:], ""]))
+    job = job_on(tmp_path / "a.csv", "data.on-error=skip", "data.chunk-rows=8", "train.epochs=4", *more)
+    async with running_cluster(2) as cluster:
+        await two_workers(cluster, job)
+        progress = (await cluster.job(job.name)).progress
+    assert progress is not None
+    assert progress.skipped == (Skipped("fields", 7), Skipped("number", 9))
+
+
+async def test_who_diverges_on_unscaled_columns_is_told_which(tmp_path: Path) -> None:
+    rows = [f"{x},{1e4 * x * x},{x}" for x in np.linspace(-1, 1, 200)]
+    (tmp_path / "a.csv").write_text("\n".join(["x,big,y", *rows, ""]))
+    job = job_on(tmp_path / "a.csv", "train.workers=1")
+    async with running_cluster() as cluster:
+        with pytest.raises(TrainingDiverged, match=r'numbers of column "big" are about .*scale = "standard"'):
+            await work(WorkerSettings(cluster.address, job, "a", 0.0), WorkerMetrics(), Speaker())

@@ -53,6 +53,9 @@ class Rows:
     wants_survey: bool = False
     skipped: Mapping[str, int] = field(default_factory=dict)
 
+    def skipped_in(self, chunk: int, split: Split, part: int | None = None) -> Mapping[str, int]:
+        return {}
+
     def read(self, chunk: int, split: Split, part: int | None = None) -> Batch:
         if self.broken:
             raise DataError("rows", 7, "is broken")
@@ -816,11 +819,30 @@ async def test_a_job_that_diverges_goes_back_and_on_at_a_lower_rate(
     assert lines[-1].endswith(f"goes on with its learning rate times {rate}")
 
 
-@pytest.mark.filterwarnings("ignore:overflow encountered")
-async def test_without_a_checkpoint_it_ends_and_says_what_was_missing() -> None:
+@pytest.mark.parametrize(("staleness", "shards", "rate"), [(0.0, 1, 0.25), (math.inf, 2, 0.125)])
+async def test_there_is_always_something_to_go_back_to(
+    tmp_path: Path, staleness: float, shards: int, rate: float
+) -> None:
+    async with (
+        durable_cluster(tmp_path, shards) as cluster,
+        connect(cluster.address, plan=plan(epochs=60, every=0), staleness=staleness) as client,
+    ):
+        await trainer(client, Climbing(), on_divergence="lower-rate").run(SGD(6.0))
+        (job,) = (await fetch_status(*cluster.endpoint)).jobs
+        assert (client.rate, job.rate) == (rate, rate)
+        assert [one.rate for one in job.returns] == [0.5, 0.25, 0.125][: len(job.returns)]
+        assert job.returns[0].checkpoint == 1
+        assert job.returns[0].loss > 1
+        assert np.abs(await client.pull("w")).max() < 1e-6
+
+
+async def test_without_a_checkpoint_it_ends_and_says_what_was_missing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async with running_cluster() as cluster, joined(cluster, "a", plan(epochs=60, every=0)) as client:
         with pytest.raises(TrainingDiverged, match=r"it does not go back.*--checkpoint-dir"):
             await trainer(client, Climbing(), on_divergence="lower-rate").run(SGD(6.0))
+    assert sum("there is no checkpoint that" in record.getMessage() for record in caplog.records) == 1
 
 
 async def test_a_job_that_climbs_ends_before_it_overflows() -> None:

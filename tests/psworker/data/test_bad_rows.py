@@ -102,3 +102,23 @@ def test_bad_rows_of_libsvm(tmp_path: Path, row: str, kind: str, hashed: bool) -
 def test_a_file_all_rows_of_which_are_bad_is_empty(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("a,label\nx,1\ny,2\n")
     assert len(opened(source=str(tmp_path / "a.csv"), on_error="skip").read(0, "train")) == 0
+
+
+@pytest.mark.parametrize(
+    ("cell", "words"), [("1,5", "is not a number: write a decimal point;"), ("x,5", "is not a number;")]
+)
+def test_a_decimal_comma_is_told(tmp_path: Path, cell: str, words: str) -> None:
+    (tmp_path / "a.csv").write_text(f"a;b;label\n{cell};2;0\n")
+    with pytest.raises(DataError, match=words):
+        read_all(opened(source=str(tmp_path / "a.csv")))
+
+
+def test_it_is_said_how_bad_rows_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(tmp_path, "x,2,0")
+    with pytest.raises(DataError, match=r'or have such rows left out with \[data\] on-error = "skip"'):
+        read_all(opened(source=path))
+    skipping = opened(source=path, on_error="skip")
+    read_all(skipping)
+    assert not any("on-error" in record.getMessage() for record in caplog.records)
+    assert skipping.skipped_in(0, "train") == {"number": 1}
+    assert skipping.skipped_in(1, "train") == skipping.skipped_in(0, "holdout") == {}

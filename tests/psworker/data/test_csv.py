@@ -104,7 +104,7 @@ def test_the_same_numbers_as_the_csv_module_reads(
     [
         (
             "abc,2,3",
-            'column "a": "abc" is not a number; correct the row, or [data] columns, categorical and text',
+            'column "a": "abc" is not a number; correct the row, or the job: a column of words',
         ),
         ("1,2,cat", 'column "label": "cat" is not a number; list the labels in [data] classes'),
         ("1,,3", 'column "b": no value; fill it in'),
@@ -242,11 +242,21 @@ def test_the_column_of_the_partition_is_a_feature_only_if_it_is_listed(tmp_path:
 
 
 @pytest.mark.parametrize("row", ["1,x", "1,x,2,3", '"1,x,2', 'x"y,"x,2'])
-def test_a_row_of_no_part_is_refused_in_each(tmp_path: Path, row: str) -> None:
+def test_a_row_of_no_part_is_refused_once(tmp_path: Path, row: str) -> None:
     opened = source(tmp_path, f"a,user,label\n1,x,2\n{row}\n", partition="hash:user", parts=3)
-    for part in range(3):
-        with pytest.raises(DataError, match="line 3"):
-            opened.read(0, "train", part)
+    with pytest.raises(DataError, match="line 3"):
+        opened.read(0, "train", 0)
+    assert sum(len(opened.read(0, "train", part)) for part in (1, 2)) in (0, 1)
+
+
+@pytest.mark.parametrize("row", ["1,x", "1,x,2,3", '"1,x,2', 'x"y,"x,2'])
+def test_a_row_of_no_part_is_left_out_once(tmp_path: Path, row: str) -> None:
+    text = f"a,user,label\n1,x,2\n{row}\n"
+    opened = source(tmp_path, text, partition="hash:user", parts=3, on_error="skip")
+    assert sum(len(opened.read(0, "train", part)) for part in range(3)) == 1
+    assert opened.skipped == {"fields": 1}
+    assert [dict(opened.skipped_in(0, "train", part)) for part in range(3)] == [{"fields": 1}, {}, {}]
+    assert opened.skipped_in(0, "holdout") == {}
 
 
 def test_errors_in_the_rows_of_other_parts_are_not_seen(tmp_path: Path) -> None:

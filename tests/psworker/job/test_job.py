@@ -71,6 +71,14 @@ def write(tmp_path: Path, text: str) -> Path:
     return path
 
 
+def test_settings_may_be_those_of_nobody_else(tmp_path: Path) -> None:
+    path = write(tmp_path, '[model]\nkind = "linear"\n[train]\nepochs = 7\n')
+    otherwise = ["train.epochs=1", "train.workers=3", "optimizer.lr=0.5"]
+    job = load_job(path, ["train.workers=2"], otherwise)
+    assert (job.train.epochs, job.train.workers) == (7, 2)
+    assert dict(job.optimizer.settings) == {"lr": 0.5}
+
+
 def test_every_key_is_read(tmp_path: Path) -> None:
     assert load_job(write(tmp_path, FULL), []) == HOUSES
 

@@ -31,6 +31,25 @@ class Returning:
     evaluate = gradients
 
 
+class Overflowing(Returning):
+    """A model whose arithmetic leaves the range of its numbers."""
+
+    def gradients(self, parameters: Mapping[str, npt.NDArray[np.float32]], batch: Batch) -> Any:
+        large = np.full(3, 3e38, np.float32)
+        return {"w": large * 10 - large * 10}, float("inf")
+
+    def evaluate(self, parameters: Mapping[str, npt.NDArray[np.float32]], batch: Batch) -> Any:
+        return {"loss": (np.full(1, 3e38, np.float32) * 10)[0]}
+
+
+@pytest.mark.filterwarnings("error")
+def test_of_what_overflows_only_the_values_tell() -> None:
+    gradients, loss = gradients_of(Overflowing(None), PARAMETERS, BATCH)
+    assert np.isnan(gradients["w"]).all()
+    assert loss == np.inf
+    assert measures_of(Overflowing(None), PARAMETERS, BATCH) == {"loss": np.inf}
+
+
 def test_what_a_model_returns_is_returned() -> None:
     gradients, loss = gradients_of(Returning((GOOD, np.float32(0.5))), PARAMETERS, BATCH)
     assert gradients is GOOD

@@ -81,7 +81,7 @@ def test_a_class_of_the_users_own(module: str) -> None:
         ("linear", {"classes": 2}, '[model] linear has no setting "classes"'),
         ("linear", {"features": 2}, "[model] features comes from the data"),
         ("linear", {"seed": 2}, "[model] seed comes from [job] seed"),
-        ("linear", {"l2": -1}, "[model] linear: ValueError: l2 is -1"),
+        ("linear", {"l2": -1}, "[model] linear: l2 is -1"),
         ("softmax", {}, "set [model] classes, or list the labels in [data] classes"),
         ("softmax", {"classes": 1}, "classes is 1"),
         ("perceptron", {}, "must know how many classes"),

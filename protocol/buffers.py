@@ -21,6 +21,9 @@ POOLED: Final = 256 * 1024
 """Arrays below this many bytes come from ``np.empty``: the allocator reuses such memory by itself."""
 
 _ALIGN: Final = 64
+_STEPS: Final = 8
+"""Lengths of blocks between one power of two and the next."""
+
 _Raw = npt.NDArray[np.uint8]
 
 
@@ -49,10 +52,10 @@ class BufferPool:
         size = elements * dtype.itemsize
         if size < POOLED:
             return np.empty(elements, dtype)
-        block = self._take(size)
+        block = self._take(_rounded(size))
         # Views made of a memoryview keep the array made here alive, not ``block``: NumPy shortens chains of
         # bases only as long as they are arrays. So its end is the end of every view.
-        lease = np.frombuffer(block.data, np.uint8)
+        lease = np.frombuffer(block.data, np.uint8, size)
         key = id(block)
         self._leases[key] = weakref.ref(lease, lambda _: self._give_back(key, block))
         return lease.view(dtype)
@@ -81,3 +84,12 @@ class BufferPool:
                     blocks.pop()
                 else:
                     del self._idle[oldest]
+
+
+def _rounded(size: int) -> int:
+    """Return the length of the block that ``size`` bytes come from: up to an eighth more.
+
+    So the rows of batches, of which no two have just as many keys, share memory, too.
+    """
+    step = (1 << size.bit_length() - 1) // _STEPS
+    return -(-size // step) * step

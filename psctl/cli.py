@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import io
 import sys
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
-import configargparse
-
 import protocol
 from protocol.daemon.exit_codes import ExitCode
 from protocol.daemon.settings import new_parser
 from protocol.errors import CheckpointFailed, CheckpointUnusable, PSError
-from psctl import change, checkpoint, drop, inspect, predict, restore, status, token, top, train, tune, up
 from psctl.child import ProcessFailed
 from psworker.daemon import exit_code
 from psworker.errors import DataError, JobError
@@ -26,16 +24,14 @@ _DEFECT: Final = 1  # what Python itself exits with after a traceback
 
 
 class _Command(NamedTuple):
-    flags: Callable[[configargparse.ArgParser], None]
-    run: Callable[[argparse.Namespace], int]
+    module: str  # of this package; it is imported when the command is given, for others need not wait for it
     summary: str
     examples: tuple[str, ...]
 
 
 _COMMANDS: Final = {
     "train": _Command(
-        train.flags,
-        train.run,
+        "train",
         "Train on a local cluster, from start to finish.",
         (
             "psctl train                                # handwritten digits, 1 server, 2 workers",
@@ -46,8 +42,7 @@ _COMMANDS: Final = {
         ),
     ),
     "tune": _Command(
-        tune.flags,
-        tune.run,
+        "tune",
         "Search for the settings with which a job learns best, on local clusters.",
         (
             "psctl tune --job job.toml --try optimizer.lr=0.01..1:log",
@@ -57,8 +52,7 @@ _COMMANDS: Final = {
         ),
     ),
     "up": _Command(
-        up.flags,
-        up.run,
+        "up",
         "Run a local cluster until Ctrl-C, to use from Python or with workers of your own.",
         (
             "psctl up                                   # a server; says how to connect",
@@ -67,8 +61,7 @@ _COMMANDS: Final = {
         ),
     ),
     "status": _Command(
-        status.flags,
-        status.run,
+        "status",
         "Show the servers, jobs and workers of a cluster.",
         (
             "psctl status",
@@ -76,8 +69,7 @@ _COMMANDS: Final = {
         ),
     ),
     "top": _Command(
-        top.flags,
-        top.run,
+        "top",
         "Show the servers, jobs and workers of a cluster, live, until q or Ctrl-C.",
         (
             "psctl top",
@@ -86,8 +78,7 @@ _COMMANDS: Final = {
         ),
     ),
     "set": _Command(
-        change.flags,
-        change.run,
+        "change",
         "Change how a job's workers are kept together, while it runs.",
         (
             "psctl set staleness=3                      # at most 3 steps apart",
@@ -96,8 +87,7 @@ _COMMANDS: Final = {
         ),
     ),
     "drop": _Command(
-        drop.flags,
-        drop.run,
+        "drop",
         "End a job and forget all of it: free the memory that the servers keep it in.",
         (
             "psctl drop digits                          # refused while workers are at work on it",
@@ -106,8 +96,7 @@ _COMMANDS: Final = {
         ),
     ),
     "predict": _Command(
-        predict.flags,
-        predict.run,
+        "predict",
         "Predict with a job's model, while it is trained or afterwards.",
         (
             "psctl predict --input new.csv              # a header and rows, with the target or without",
@@ -117,8 +106,7 @@ _COMMANDS: Final = {
         ),
     ),
     "checkpoint": _Command(
-        checkpoint.flags,
-        checkpoint.run,
+        "checkpoint",
         "Have the servers take a checkpoint now, and wait until it is complete.",
         (
             "psctl checkpoint",
@@ -126,8 +114,7 @@ _COMMANDS: Final = {
         ),
     ),
     "restore": _Command(
-        restore.flags,
-        restore.run,
+        "restore",
         "Have a cluster, of any number of servers, go on from a checkpoint.",
         (
             "psctl restore checkpoints                  # the newest there that is sound",
@@ -136,8 +123,7 @@ _COMMANDS: Final = {
         ),
     ),
     "inspect": _Command(
-        inspect.flags,
-        inspect.run,
+        "inspect",
         "Show what is in checkpoints, and whether they are sound: every byte is read.",
         (
             "psctl inspect checkpoints                  # all of them, and the newest in detail",
@@ -146,8 +132,7 @@ _COMMANDS: Final = {
         ),
     ),
     "token": _Command(
-        token.flags,
-        token.run,
+        "token",
         "Print new tokens, for --token-file of servers, workers and operators.",
         (
             "(umask 077; psctl token > tokens)          # a file for the servers",
@@ -197,10 +182,12 @@ def _examples(*examples: str) -> str:
 def _run(name: str, arguments: Sequence[str]) -> int:
     command = _COMMANDS[name]
     parser = new_parser("psctl", command.summary, command=name, examples=_examples(*command.examples) + "\n")
-    command.flags(parser)
+    module = importlib.import_module(f"psctl.{command.module}")
+    module.flags(parser)
     options = parser.parse_args(arguments)
+    run: Callable[[argparse.Namespace], int] = module.run
     try:
-        return command.run(options)
+        return run(options)
     except KeyboardInterrupt:
         print(f"psctl {name}: interrupted", file=sys.stderr)
         return ExitCode.INTERRUPTED

@@ -16,15 +16,12 @@ import numpy.typing as npt
 from protocol.buffers import BufferPool
 from protocol.compression.keys import digest_of, encode_keys, keys_part
 from protocol.messages import Block
-from protocol.tables import HASH_SLOTS, Keys, Rows, hash_slots
+from protocol.tables import HASH_SLOTS, HASHED, Keys, Rows, hash_slots
 from protocol.tensors import Part
 
 __all__ = ["KeyRoutes", "KeyShare", "Route"]
 
 Array = npt.NDArray[Any]
-
-_PIECE: Final = 1 << 16
-"""Keys that are hashed at a time: their temporaries stay in the cache."""
 
 _FEW: Final = 8
 """Shards up to which picking the keys of one after the other is faster than sorting by shard."""
@@ -157,9 +154,9 @@ def _owners(keys: Keys, blocks: tuple[Block, ...]) -> Array:
     """Return for each key the number of the block that it is in."""
     owner_of_slot = _owner_of_slot(blocks)
     owners = np.empty(keys.size, owner_of_slot.dtype)
-    for begin in range(0, keys.size, _PIECE):
-        slots = hash_slots(keys[begin : begin + _PIECE]).view(np.int64)
-        np.take(owner_of_slot, slots, out=owners[begin : begin + _PIECE], mode="clip")
+    for begin in range(0, keys.size, HASHED):
+        slots = hash_slots(keys[begin : begin + HASHED]).view(np.int64)
+        np.take(owner_of_slot, slots, out=owners[begin : begin + HASHED], mode="clip")
     return owners
 
 

@@ -33,6 +33,10 @@ _UNTIL = 60.0  # seconds
 EAGER = FailureSettings(heartbeat=0.05, dead_after=0.3)
 """For tests of who has gone, so that they are quick."""
 
+PATIENT = FailureSettings(heartbeat=60.0, dead_after=300.0)
+"""For tests in which nobody dies: on a busy machine the one loop of servers and workers stands still for
+seconds, after which some would be taken for dead."""
+
 
 @dataclass(frozen=True, slots=True)
 class Cluster:

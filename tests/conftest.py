@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.forks import forked_daemons
+
 # How long an example takes says how busy the machine is. Each run draws others: half as many are enough.
 settings.register_profile(
     "untimed", max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
@@ -20,6 +22,12 @@ gc.disable()
 def pytest_collection_finish() -> None:
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def daemons_are_forked() -> Iterator[None]:
+    with forked_daemons():
+        yield
 
 
 @pytest.fixture

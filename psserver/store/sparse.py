@@ -25,7 +25,7 @@ from protocol.buffers import BufferPool
 from protocol.errors import BadRequest, NotFinite
 from protocol.messages import Spec
 from protocol.optimizers import optimizer_from_spec
-from protocol.tables import HASH_SLOTS, Keys, Table, hash_slots
+from protocol.tables import HASH_SLOTS, HASHED, Keys, Table, hash_slots
 from protocol.tensors import DTYPES, all_finite
 from psserver.optimizers import Hyper, Moment, Penalty, hyper_of, penalty_of, rule_of
 from psserver.store.admission import Admission
@@ -229,14 +229,16 @@ class SparseBlock:
         """Raise ``BadRequest`` if a key is not of this block."""
         if self.start == 0 and self.stop == HASH_SLOTS:
             return
-        slots = hash_slots(keys)
-        strays = (slots < self.start) | (slots >= self.stop)
-        if strays.any():
-            raise BadRequest(
-                f"the key's slot is not among those of this shard, {self.start} to {self.stop}",
-                field="keys",
-                value=int(keys[strays.argmax()]),
-            )
+        for begin in range(0, keys.size, HASHED):
+            piece = keys[begin : begin + HASHED]
+            slots = hash_slots(piece)
+            strays = (slots < self.start) | (slots >= self.stop)
+            if strays.any():
+                raise BadRequest(
+                    f"the key's slot is not among those of this shard, {self.start} to {self.stop}",
+                    field="keys",
+                    value=int(piece[strays.argmax()]),
+                )
 
     async def check(self, gradient: RowsGradient, threads: Executor) -> None:
         """Raise ``NotFinite`` if ``gradient`` has NaN or infinity."""
@@ -471,11 +473,8 @@ class SparseBlock:
         return records
 
     def _fresh(self, rows: int) -> Array:
-        """Return memory for the records of an update, in a size that is asked for again."""
-        numbers = rows * self.width
-        step = 1 << max(0, numbers.bit_length() - 4)
-        memory = self._memory.empty(-(-numbers // step) * step, self._dtype)
-        return memory[:numbers].reshape(rows, self.width)
+        """Return memory for the records of an update."""
+        return self._memory.empty(rows * self.width, self._dtype).reshape(rows, self.width)
 
     def _not_finite(self) -> NotFinite:
         return NotFinite(

@@ -16,8 +16,6 @@ __all__ = ["BadRows", "skipped_kinds"]
 
 _OR_SKIP: Final = 'or have such rows left out with [data] on-error = "skip"'
 
-_OR_SKIP: Final = 'or have such rows left out with [data] on-error = "skip"'
-
 _log = logging.getLogger(__name__)
 
 _ALL_KINDS: Final[frozenset[Kind]] = frozenset(("fields", "number", "missing", "target", "encoding", "entry"))

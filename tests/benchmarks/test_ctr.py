@@ -120,6 +120,7 @@ def test_scikit_learn_learns(stream: Stream) -> None:
     assert run_trial(entry.build(), stream).looks[-1].loss < 0.57
 
 
+@pytest.mark.long
 def test_workers_and_server_learn_as_one_process_does(stream: Stream) -> None:
     ours, oracle = (run_trial(entry.build(), stream) for entry in (OURS, ORACLE))
     assert ours.looks[-1].loss == pytest.approx(oracle.looks[-1].loss, abs=0.01)

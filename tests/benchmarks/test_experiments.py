@@ -14,6 +14,7 @@ from benchmarks.experiments.trials import Setting, Trial, run
 from benchmarks.measured_page import with_figures
 from psworker.job import load_job
 
+SOME, OTHERS = list(EXPERIMENTS.values())[:2], list(EXPERIMENTS.values())[2:]
 EVERY = pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=list(EXPERIMENTS))
 
 
@@ -61,7 +62,9 @@ def test_its_page_has_marks_and_a_reading_of_what_was_measured(experiment: Exper
     )
 
 
-@EVERY
+@pytest.mark.parametrize(
+    "experiment", [*SOME, *(pytest.param(one, marks=pytest.mark.long) for one in OTHERS)]
+)
 def test_its_picture_is_the_same_for_the_same_figures(experiment: Experiment, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     from benchmarks.experiments.picture import save

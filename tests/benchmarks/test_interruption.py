@@ -4,6 +4,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
 from tests.benchmarks.processes import all_ended, spawned_by
 
 
@@ -27,6 +29,7 @@ def benchmark_under_way() -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
             process.kill()
 
 
+@pytest.mark.long
 def test_interrupt_ends_the_children_and_says_so_in_the_status() -> None:
     with benchmark_under_way() as (process, children):
         process.send_signal(signal.SIGINT)

@@ -49,6 +49,7 @@ def a_worker_is_killed(seed: int, staleness: float, directory: Path) -> None:
         assert "did not come back" in log
 
 
+@pytest.mark.long
 def test_the_others_go_on_without_a_killed_worker(fault_seed: int, tmp_path: Path) -> None:
     a_worker_is_killed(fault_seed, STALENESS[fault_seed % 3], tmp_path)
 

@@ -78,7 +78,3 @@ async def test_wherever_a_server_dies_it_is_dropped_or_not(
     place: str, fault_seed: int, tmp_path: Path
 ) -> None:
     await it_is_dropped_or_not(place, ALWAYS, fault_seed, tmp_path)
-
-
-async def test_it_is_dropped_or_not(fault_seed: int, tmp_path: Path) -> None:
-    await it_is_dropped_or_not(random.Random(fault_seed).choice([*PLACES]), 1, fault_seed, tmp_path)

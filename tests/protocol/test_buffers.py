@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol.buffers import POOLED, BufferPool
+from protocol.buffers import POOLED, BufferPool, _rounded
 from protocol.tensors import DTYPES
 
 Array = npt.NDArray[Any]
@@ -47,6 +47,21 @@ def test_memory_is_used_again_when_the_array_is_dropped() -> None:
     again = pool.empty(POOLED // 4, np.dtype(np.float32))
     assert address(again) == where
     assert pool.idle_bytes == 0
+
+
+def test_memory_is_used_again_for_an_array_of_nearly_the_same_size() -> None:
+    pool = BufferPool(retain=64 * POOLED)
+    array = pool.empty(5 * POOLED - 300, U8)
+    where = address(array)
+    del array
+    again = pool.empty(5 * POOLED - 77, U8)
+    assert (address(again), again.size) == (where, 5 * POOLED - 77)
+
+
+@given(st.integers(POOLED, 1 << 40))
+def test_at_most_an_eighth_more_is_taken_than_asked_for(size: int) -> None:
+    assert size <= _rounded(size) <= size + size // 8
+    assert _rounded(_rounded(size)) == _rounded(size)
 
 
 @pytest.mark.parametrize("view", VIEWS)
@@ -105,9 +120,9 @@ def test_the_size_used_least_recently_is_let_go_first() -> None:
     del once
     often = pool.empty(POOLED, U8)
     del often
-    new = pool.empty(POOLED + 64, U8)
+    new = pool.empty(POOLED + POOLED // 2, U8)
     del new
-    assert pool.idle_bytes == POOLED + POOLED + 64
+    assert pool.idle_bytes == POOLED + POOLED + POOLED // 2
     assert address(pool.empty(POOLED, U8)) == where
 
 

@@ -26,8 +26,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> argparse.Namespace:
         vars(settings).update(vars(options))
         return 0
 
-    command = cli._COMMANDS["train"]._replace(run=run)
-    monkeypatch.setitem(cli._COMMANDS, "train", command)
+    monkeypatch.setattr("psctl.train.run", run)
     return settings
 
 
@@ -162,7 +161,7 @@ def test_what_goes_wrong_is_said_and_has_its_exit_code(
     def run(options: argparse.Namespace) -> int:
         raise error
 
-    monkeypatch.setitem(cli._COMMANDS, "train", cli._COMMANDS["train"]._replace(run=run))
+    monkeypatch.setattr("psctl.train.run", run)
     assert cli.main(["train"]) == code
     assert capsys.readouterr().err == f"psctl train: {error}\n"
 

@@ -35,11 +35,10 @@ from psserver.coordinator import Coordinator
 from psserver.links import ShardLinks
 from psserver.membership import FailureSettings
 from psworker.asking import change
-from tests.cluster import MAX_PAYLOAD, Cluster, connected, hello, running_cluster
+from tests.cluster import MAX_PAYLOAD, PATIENT, Cluster, connected, hello, running_cluster
 
 Array = npt.NDArray[Any]
 
-PATIENT = FailureSettings(heartbeat=60.0, dead_after=300.0)
 SOON = FailureSettings(heartbeat=0.05, dead_after=0.3)
 
 

@@ -20,7 +20,17 @@ from psserver.optimizers import Moment
 from psserver.store.arithmetic import INLINE
 from psserver.store.dense import DenseBlock, Version
 from psworker.client import Client, connect
-from tests.cluster import Cluster, connected, full, parts_of, payload_of, running_cluster, wire, workers
+from tests.cluster import (
+    PATIENT,
+    Cluster,
+    connected,
+    full,
+    parts_of,
+    payload_of,
+    running_cluster,
+    wire,
+    workers,
+)
 from tests.psserver.by_hand import ByHand, worker_by_hand
 
 Array = npt.NDArray[Any]
@@ -29,7 +39,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value) encount
 
 SMALL, LARGE = 1000, INLINE // 4 + 1000  # float32: below and above what is computed in threads
 
-PATIENT = FailureSettings(heartbeat=60.0, dead_after=300.0)  # nobody dies in a test with these
 SOON = FailureSettings(heartbeat=0.05, dead_after=0.3)
 
 

@@ -20,7 +20,7 @@ from psserver.membership import FailureSettings
 from psserver.server import Server
 from psworker.asking import change
 from psworker.client import Client, connect
-from tests.cluster import Cluster, running_cluster, workers
+from tests.cluster import PATIENT, Cluster, running_cluster, workers
 from tests.psserver.by_hand import ByHand, worker_by_hand
 
 Array = npt.NDArray[Any]
@@ -28,7 +28,6 @@ Array = npt.NDArray[Any]
 SIZE = 2000
 WEIGHTS = (2.0, 5.0, 11.0)  # no share of a sum of these is the double of another share of the same one
 
-PATIENT = FailureSettings(heartbeat=60.0, dead_after=300.0)  # nobody dies in a test with these
 SOON = FailureSettings(heartbeat=0.05, dead_after=0.3)
 
 

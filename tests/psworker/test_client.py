@@ -28,7 +28,7 @@ from psworker import client as client_module
 from psworker.asking import change
 from psworker.client import Client, connect
 from psworker.link import Link
-from tests.cluster import EAGER, Cluster, full, holds, put_out, running_cluster, workers
+from tests.cluster import EAGER, PATIENT, Cluster, full, holds, put_out, running_cluster, workers
 from tests.faults.proxy import Proxy
 from tests.faults.servers import proxied_cluster
 
@@ -39,7 +39,10 @@ SIZE = 200_000  # float32 elements: 3 blocks on 3 shards
 
 @asynccontextmanager
 async def client(shards: int = 1, **settings: Any) -> AsyncIterator[Client]:
-    async with running_cluster(shards) as cluster, connect(cluster.address, **settings) as ps:
+    async with (
+        running_cluster(shards, failure=PATIENT) as cluster,
+        connect(cluster.address, **settings) as ps,
+    ):
         yield ps
 
 

@@ -77,6 +77,12 @@ _UNIFORM: Final = KINDS["uniform"]
 _AHEAD_KEYS: Final = 32
 """How many keys ahead of its use an entry is asked for; a power of two, for a cheap ring."""
 _AHEAD_ROWS: Final = 16
+_BLOCK: Final = 512
+"""Keys whose rows are all found before the first of them is copied."""
+
+_LATER: Final = -2
+"""The row of a key that is not in its first line of the index, but may be in another."""
+
 _CACHE_LINE: Final = 64
 
 _normal = _inner(normal)
@@ -175,7 +181,7 @@ def _look(words: Any, at: Any, key: Any) -> Any:
 
 @_inner
 def _look_on(words: Any, begins: Any, masks: Any, key: Any) -> Any:
-    """Return the same as ``_look``, of the lines after a key's first."""
+    """Return the second word of the entry of ``key`` in the lines after its first, 0 if there is none."""
     hashed = _hash(key)
     segment = (hashed >> _SHIFT) & _SEGMENT
     mask = masks[segment]
@@ -198,23 +204,45 @@ def _ask_for_entry(words: Any, begins: Any, masks: Any, key: Any) -> Any:
 
 
 @_inner
-def _row_of(words: Any, begins: Any, masks: Any, at: Any, key: Any) -> Any:
-    """Return the row of ``key``, whose first line is ``at``, or -1."""
-    found, last = _look(words, at, key)
-    if found == 0 and last != 0:
-        found = _look_on(words, begins, masks, key)
-    return np.int64(found & _LOW) - 1
+def _ask_for_second_line(words: Any, begins: Any, masks: Any, key: Any) -> None:
+    hashed = _hash(key)
+    segment = (hashed >> _SHIFT) & _SEGMENT
+    mask = masks[segment]
+    _prefetch(words, (begins[segment] + (((hashed & mask & _LINE_START) + _LINE_STEP) & mask)) * _2)
 
 
-@_kernel
-def _find(words: Any, begins: Any, masks: Any, keys: Any, rows: Any, lines: Any) -> None:
+@_inner
+def _find_in_first_lines(words: Any, begins: Any, masks: Any, keys: Any, rows: Any, lines: Any) -> None:
+    """Find rows, but where the search goes on after a key's first line, put ``_LATER`` and ask for the next.
+
+    That is a key in thirty, in a table of a million rows, and nothing waits for it here.
+    """
     for i in range(min(_AHEAD_KEYS, keys.size)):
         lines[i] = _ask_for_entry(words, begins, masks, keys[i])
     for i in range(keys.size):
         at = lines[i % _AHEAD_KEYS]
         if i + _AHEAD_KEYS < keys.size:
             lines[i % _AHEAD_KEYS] = _ask_for_entry(words, begins, masks, keys[i + _AHEAD_KEYS])
-        rows[i] = _row_of(words, begins, masks, at, keys[i])
+        found, last = _look(words, at, keys[i])
+        rows[i] = np.int64(found & _LOW) - 1
+        if found == 0 and last != 0:
+            rows[i] = _LATER
+            _ask_for_second_line(words, begins, masks, keys[i])
+
+
+@_inner
+def _find_in_block(words: Any, begins: Any, masks: Any, keys: Any, rows: Any, lines: Any) -> None:
+    _find_in_first_lines(words, begins, masks, keys, rows, lines)
+    for i in range(keys.size):
+        if rows[i] == _LATER:
+            rows[i] = np.int64(_look_on(words, begins, masks, keys[i]) & _LOW) - 1
+
+
+@_kernel
+def _find(words: Any, begins: Any, masks: Any, keys: Any, rows: Any, lines: Any) -> None:
+    for begin in range(0, keys.size, _BLOCK):
+        end = min(begin + _BLOCK, keys.size)
+        _find_in_block(words, begins, masks, keys[begin:end], rows[begin:end], lines)
 
 
 @_inner
@@ -388,8 +416,25 @@ def _line_of(flat: Any) -> Any:
 
 @_inner
 def _ask_for_row(flat: Any, row: Any, width: Any, count: Any, line: Any) -> None:
-    for j in range(_0, count, line):
-        _prefetch(flat, np.uint64(row) * width + j)
+    at = np.uint64(row) * width
+    end = at + count
+    while at < end:  # with a ``range`` of steps, copying a row took half as long again among ten million
+        _prefetch(flat, at)
+        at += line
+
+
+@_inner
+def _copy_rows(flat: Any, width: Any, rows: Any, out: Any, first: Any, dim: Any) -> None:
+    """Copy what there is of ``rows`` to ``out``, whose row ``first`` is the first of them."""
+    line = _line_of(flat)
+    for i in range(min(_AHEAD_ROWS, rows.size)):
+        if rows[i] >= 0:
+            _ask_for_row(flat, rows[i], width, dim, line)
+    for i in range(rows.size):
+        if i + _AHEAD_ROWS < rows.size and rows[i + _AHEAD_ROWS] >= 0:
+            _ask_for_row(flat, rows[i + _AHEAD_ROWS], width, dim, line)
+        if rows[i] >= 0:
+            _copy(out, (np.uint64(first) + np.uint64(i)) * dim, flat, np.uint64(rows[i]) * width, dim)
 
 
 @_kernel
@@ -408,25 +453,17 @@ def _gather(
     dim: Any,
     lines: Any,
 ) -> None:
-    """Find rows, as ``_find`` does, and copy each of them a while after it was found and asked for."""
-    line = _line_of(flat)
-    for i in range(min(_AHEAD_KEYS, keys.size)):
-        lines[i] = _ask_for_entry(words, begins, masks, keys[i])
-    for i in range(keys.size + _AHEAD_ROWS):
-        if i < keys.size:
-            at = lines[i % _AHEAD_KEYS]
-            if i + _AHEAD_KEYS < keys.size:
-                lines[i % _AHEAD_KEYS] = _ask_for_entry(words, begins, masks, keys[i + _AHEAD_KEYS])
-            rows[i] = _row_of(words, begins, masks, at, keys[i])
-            if rows[i] >= 0:
-                _ask_for_row(flat, rows[i], width, dim, line)
-        found = i - _AHEAD_ROWS
-        if found >= 0:
-            place = np.uint64(found) * dim
-            if rows[found] >= 0:
-                _copy(out, place, flat, np.uint64(rows[found]) * width, dim)
-            else:
-                _begin_row(keys[found], kind, scale, seed, out, place, dim)
+    """Find the rows of a block of keys, then copy them.
+
+    To do both for key after key takes a sixth longer in a table of twenty million rows.
+    """
+    for begin in range(0, keys.size, _BLOCK):
+        end = min(begin + _BLOCK, keys.size)
+        _find_in_block(words, begins, masks, keys[begin:end], rows[begin:end], lines)
+        _copy_rows(flat, width, rows[begin:end], out, begin, dim)
+        for i in range(begin, end):
+            if rows[i] < 0:
+                _begin_row(keys[i], kind, scale, seed, out, np.uint64(i) * dim, dim)
 
 
 @_kernel

@@ -221,8 +221,9 @@ def test_penalties_are_off_or_the_settings() -> None:
 # --- compiled for the rows of tables
 
 
+@pytest.mark.long
 @of_every
-@pytest.mark.parametrize("dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.long)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_compiled_for_single_numbers_a_rule_does_the_same(optimizer: Optimizer, dtype: Any) -> None:
     numba = pytest.importorskip("numba")
     rule, h = rule_of(optimizer), hyper_of(optimizer, Moment())

@@ -23,9 +23,10 @@ from protocol.optimizers import (
     RMSProp,
     spec_of,
 )
-from protocol.tables import HASH_SLOTS, Keys, Table, hash_slots
+from protocol.tables import HASH_SLOTS, HASHED, Keys, Table, hash_keys, hash_slots
 from psserver.optimizers import Moment
 from psserver.store.dense import DenseBlock
+from psserver.store.index import LINE, segments_of
 from psserver.store.sparse import RowsGradient, RowsVersion, SparseBlock, check_table
 from tests.psserver.store.tables import BOTH, gathered, gradient_of, keys_of, table
 
@@ -80,7 +81,7 @@ def test_a_push_without_keys_is_an_update(kernels: str) -> None:
     assert gathered(block, keys_of()).shape == (0, 3)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float64", marks=pytest.mark.long)])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=repr)
 def test_kernels_come_to_what_numpy_does(optimizer: Optimizer, dtype: str) -> None:
     """NumPy's kernels on one row at a time are the reference: there the arrays are plain."""
@@ -103,7 +104,7 @@ def test_kernels_come_to_what_numpy_does(optimizer: Optimizer, dtype: str) -> No
         np.testing.assert_allclose(found, expected, tolerance, tolerance, err_msg=kernels)
 
 
-@pytest.mark.parametrize("kernels", BOTH)
+@pytest.mark.parametrize("kernels", ["numpy", pytest.param("numba", marks=pytest.mark.long)])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=repr)
 def test_a_table_whose_rows_are_all_pushed_is_a_dense_tensor(kernels: str, optimizer: Optimizer) -> None:
     """A single row, for the norm is that of a row in the one case and of the whole tensor in the other."""
@@ -248,6 +249,23 @@ def test_delay_is_made_up_for_where_it_is_known_what_was_read(kernels: str) -> N
     assert gathered(block, keys_of(1, 2)).tolist() == [[1 - 0.5 * (1 + 2.0 * 0.75)], [0.5]]
 
 
+@pytest.mark.parametrize("kernels", BOTH)
+@pytest.mark.parametrize("dim", [1, 3, 20, 40])
+def test_keys_that_crowd_in_one_line_of_the_index_are_found(kernels: str, dim: int) -> None:
+    keys = np.arange(500_000, dtype=np.uint64)
+    hashes = hash_keys(keys)
+    last_line = (hashes & np.uint64(63)) // np.uint64(LINE) == 63 // LINE  # the search goes on at the first
+    crowd = keys[last_line & (segments_of(hashes) == 0)][:26]
+    assert crowd.size == 26
+    there = crowd[:20]
+    block = table(kernels, Add(), dim)
+    push(block, there, np.arange(1, 21)[:, None])
+    assert block.rows == 20
+    which = np.random.default_rng(0).integers(0, crowd.size, 1500)  # in several of the kernels' blocks
+    expected = np.where(which < 20, which + 1, 0)
+    assert (gathered(block, crowd[which]) == expected[:, None]).all()
+
+
 def test_keys_of_other_shards_are_refused() -> None:
     block = table("numpy", Add(), start=100, stop=200)
     keys = np.arange(100_000, dtype=np.uint64)
@@ -258,6 +276,8 @@ def test_keys_of_other_shards_are_refused() -> None:
     stray = keys[~ours][0]
     with pytest.raises(BadRequest, match=f"keys={stray}"):
         block.check_keys(np.append(keys[ours], stray))
+    with pytest.raises(BadRequest, match=f"keys={stray}"):
+        block.check_keys(np.append(np.resize(keys[ours], HASHED), stray))
     table("numpy", Add()).check_keys(keys)
 
 

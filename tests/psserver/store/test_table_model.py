@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -140,4 +141,12 @@ class TableModel(RuleBasedStateMachine):
 
 
 TestTableModel = TableModel.TestCase
-TestTableModel.settings = settings(max_examples=12, stateful_step_count=20, deadline=None)
+TestTableModel.settings = settings(max_examples=5, stateful_step_count=20, deadline=None)
+
+
+class LongTableModel(TableModel):
+    """The same for long."""
+
+
+TestLongTableModel = pytest.mark.long(LongTableModel.TestCase)
+TestLongTableModel.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)

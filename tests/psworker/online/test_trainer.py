@@ -137,7 +137,8 @@ async def counted(client: Client) -> list[float]:
     return [float(pulled["rows"][0]), float(pulled["sum"][0])]
 
 
-async def test_a_stream_that_ends_is_finished() -> None:
+async def test_a_stream_that_ends_is_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psworker.online.trainer._MORE_EVERY", 3600.0)  # a look for more is not waited for
     streams, metrics = Lists([numbers(SOME)]), WorkerMetrics()
     async with running_cluster() as cluster, joined(cluster.address, streams) as client:
         await trainer(client, Counting(), streams, metrics=metrics).run(SGD())

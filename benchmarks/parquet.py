@@ -22,6 +22,8 @@ from psworker.job import job_from_json, job_to_json, load_job
 
 LIMIT_BYTES = 500_000_000
 BUCKETS = 256
+BATCH = {"dense": 2048, "hashed": 4096}
+"""Rows of a mini-batch: a dense one stays in the cache; the keys of a larger one repeat more often."""
 
 
 def main(arguments: list[str]) -> int:
@@ -90,7 +92,7 @@ def _job(written: Written, *, hashed: bool, workers: int) -> str:
         f"data.hash-buckets={BUCKETS}",
         f"train.workers={workers}",
         "train.epochs=1",
-        "train.batch-size=1024",
+        f"train.batch-size={BATCH['hashed' if hashed else 'dense']}",
         'train.staleness="inf"',
         "optimizer.name=adagrad",
         "optimizer.lr=0.1",
@@ -145,8 +147,9 @@ def render_text(report: dict[str, Any]) -> str:
             lines.append([f"{features}: {name}", speed, f"{one['loss']:.4f}", f"{truth:.4f}", peak])
     said = (
         f"{report['rows']:,} examples, {report['bytes'] / 1e6:,.0f} MB of Parquet.\n"
-        f"dense: {len(NUMBERS)} numbers and {BUCKETS} columns for the categories.\n"
-        "hashed: a key for each number and each value of a category."
+        f"dense: {len(NUMBERS)} numbers and {BUCKETS} columns for the categories; "
+        f"mini-batches of {BATCH['dense']:,}.\n"
+        f"hashed: a key for each number and each value of a category; mini-batches of {BATCH['hashed']:,}."
     )
     return "\n".join([align(lines), "", align([["process", "peak MB"], *_peak_lines(report)]), "", said])
 

@@ -38,7 +38,12 @@ def hash_features(features: Iterable[str | bytes], seed: int = 0) -> Keys:
         raise BadRequest("a seed is a whole number from 0 to 2^64-1", field="seed", value=seed)
     if isinstance(features, str | bytes):
         raise BadRequest("give a list of features, not one", field="features", value=features)
-    return np.fromiter((_hashed(feature, seed) for feature in features), np.uint64)
+    digest = xxhash.xxh3_64_intdigest
+    hashes = [
+        digest(feature.encode(), seed) if type(feature) is str else _hashed(feature, seed)
+        for feature in features
+    ]
+    return np.array(hashes, np.uint64)
 
 
 def _hashed(feature: object, seed: int) -> int:

@@ -12,9 +12,9 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -38,7 +38,7 @@ class _UnderWay(NamedTuple):
     """A push that has no answer yet, and the unit that it brings the parameters for."""
 
     number: int
-    answer: asyncio.Task[Parameters]
+    answer: Awaitable[Parameters]
 
 
 class Steps:
@@ -113,14 +113,16 @@ class Steps:
                 if under_way is not None:
                     await self._landed(under_way)
                 waits = self._client.staleness != math.inf
-                under_way = self._pushed(
-                    batch, gradients, units, leased, number, number + (1 if waits else 2)
-                )
+                ahead = number + (1 if waits else 2)
+                push = self._pushed(batch, gradients, units, leased, number, ahead)
                 if waits:
-                    await self._landed(under_way)
                     under_way = None
-                total += loss * batch.total
-                weight += batch.total
+                    await self._landed(_UnderWay(ahead, push))
+                else:
+                    under_way = _UnderWay(ahead, asyncio.create_task(push))
+                counts = batch.total
+                total += loss * counts
+                weight += counts
                 self._count(batch, loss)
             if under_way is not None:
                 await self._landed(under_way)
@@ -159,15 +161,14 @@ class Steps:
 
     def _pushed(
         self, batch: Batch, gradients: Parameters, units: Units, leased: Leased, number: int, ahead: int
-    ) -> _UnderWay:
-        push = self._served.push_pull(
+    ) -> Coroutine[Any, Any, Parameters]:
+        return self._served.push_pull(
             gradients,
             batch.keys,
             units.keys(ahead),
             weight=batch.total,
             done=self._client.done(leased, number + 1),
         )
-        return _UnderWay(ahead, asyncio.create_task(push))
 
     async def _landed(self, push: _UnderWay) -> None:
         try:

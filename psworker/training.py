@@ -28,6 +28,7 @@ from protocol.optimizers import Optimizer
 from psworker.client import Client
 from psworker.data import Batch, Source
 from psworker.data.magnitudes import unscaled
+from psworker.data.packed import PackedBatch
 from psworker.divergence import LossWatch
 from psworker.errors import DataError, JobError, TrainingDiverged
 from psworker.job import TrainSettings, nearest
@@ -275,8 +276,12 @@ class Trainer:
             raise JobError(f'[train] monitor = "{monitor}" is not measured{nearest(monitor, shown)}')
 
     async def _measured(self, steps: Steps, model: EvaluatedModel, chunk: Batch) -> dict[str, float]:
-        """Return the measures of a chunk; of hashed features piece by piece, as their rows are pulled."""
-        size = _EVALUATED if chunk.keys is not None else len(chunk)
+        """Return the measures of a chunk.
+
+        Piece by piece, where the rows of hashed features are pulled, or packed ones written out.
+        """
+        in_pieces = chunk.keys is not None or isinstance(chunk, PackedBatch)
+        size = _EVALUATED if in_pieces else len(chunk)
         sums: dict[str, float] = {}
         for start in range(0, len(chunk), size):
             piece = (
@@ -284,9 +289,11 @@ class Trainer:
             )
             parameters = await steps.pull(piece.keys)
             found = await self._in(self._computing, measures_of, model, parameters, piece)
+            weight = piece.total
             for name, value in found.items():
-                sums[name] = sums.get(name, 0.0) + value * piece.total
-        return {name: value / chunk.total for name, value in sums.items()}
+                sums[name] = sums.get(name, 0.0) + value * weight
+        whole = chunk.total
+        return {name: value / whole for name, value in sums.items()}
 
     async def _in(self, thread: ThreadPoolExecutor, work: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(thread, work, *arguments)

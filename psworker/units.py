@@ -81,8 +81,8 @@ class Units:
         if number not in made:
             start = number * self.size
             made[number] = self._chunk.take(self._order[start : start + self.size])
-        for old in [old for old in made if old < number - 2]:
-            del made[old]
+            for old in [old for old in made if old < number - 2]:
+                del made[old]
         return made[number]
 
     def keys(self, number: int) -> Keys | None:

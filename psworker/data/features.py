@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from protocol.tables import Keys
 from psworker.data.columns import Columns
+from psworker.data.packed import PackedRows
 from psworker.data.rows import Coded, Rows
 from psworker.errors import JobError
 from psworker.job import DataSettings
@@ -25,6 +26,9 @@ __all__ = ["Design", "buckets_of", "design_of", "most_rows"]
 
 _MOST_CELLS: Final = 1 << 23
 """Of x in the largest dense chunk, 32 MiB, whatever chunk-rows says."""
+
+_PACKED: Final = 2
+"""How many times as many cells a chunk of packed rows may have: all there are if it is taken at once."""
 
 _WORD: Final = re.compile(r"\w+")
 
@@ -61,10 +65,17 @@ class Design:
         """Columns of x; 0 if features have keys."""
         return 0 if self.hashed else self.width + self.buckets
 
+    @property
+    def most_rows(self) -> int:
+        """Rows of the largest chunk; `packed` ones may be more, for only what is taken is written out."""
+        return most_rows(self.features // _PACKED if self.packs else self.features)
+
     def of(self, rows: Rows, numbers: npt.NDArray[np.float32]) -> tuple[Any, Keys | None]:
         """x and keys of a `Batch`; `numbers` are those of the rows, without missing ones."""
         if self.hashed:
             return self._hashed(rows, numbers)
+        if self.packs:
+            return self.packed(rows, numbers).written_out(), None
         if not self.buckets:
             return np.ascontiguousarray(numbers), None
         return self._dense(rows, numbers), None
@@ -79,43 +90,53 @@ class Design:
         x = np.zeros((len(rows), self.features), np.float32)
         x[:, : self.width] = numbers
         for block in self._blocks(rows):
-            low = block.keys & np.uint64((1 << 63) - 1)
-            column = self.width + (low % np.uint64(self.buckets)).astype(np.intp)
-            sign = np.where(block.keys >> np.uint64(63), np.float32(-1), np.float32(1))
-            place = (block.rows, column[block.codes])
-            signed = block.values * sign[block.codes]
-            if block.once:
-                x[place] += signed
-            else:
-                np.add.at(x, place, signed)
+            column, sign = self._places(block.keys)
+            np.add.at(x, (block.rows, column[block.codes]), block.values * sign[block.codes])
         return x
+
+    @property
+    def packs(self) -> bool:
+        """Whether rows are dense and mostly 0, as `packed` makes them."""
+        return bool(self.buckets and self.categorical and not self.text)
+
+    def packed(self, rows: Rows, numbers: npt.NDArray[np.float32]) -> PackedRows:
+        """The rows as `_dense` makes them, not written out; of a design that `packs`."""
+        shape = (len(self.categorical), len(rows))
+        columns, values = np.empty(shape, np.intp), np.empty(shape, np.float32)
+        for number, block in enumerate(self._blocks(rows)):
+            column, sign = self._places(block.keys)
+            columns[number], values[number] = column[block.codes], sign[block.codes]
+        return PackedRows(numbers.astype(np.float32, copy=False), columns, values, self.features)
+
+    def _places(self, keys: Keys) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
+        """The dense column of each hashed feature, and its sign there."""
+        low = keys & np.uint64((1 << 63) - 1)
+        column = self.width + (low % np.uint64(self.buckets)).astype(np.intp)
+        return column, np.where(keys >> np.uint64(63), np.float32(-1), np.float32(1))
 
     def _hashed(self, rows: Rows, numbers: npt.NDArray[np.float32]) -> tuple[Any, Keys]:
         csr_array = _csr_array()
-        blocks = [*self._of_numbers(numbers), *self._blocks(rows)]
-        keys, column = np.unique(
-            np.concatenate([np.empty(0, np.uint64), *(block.keys for block in blocks)]), return_inverse=True
-        )
-        starts = np.cumsum([0, *(len(block.keys) for block in blocks)])
-        columns = [column[start:][block.codes] for start, block in zip(starts[:-1], blocks, strict=True)]
-        shape = (len(rows), len(keys))
-        if blocks and all(block.once for block in blocks):
-            values = np.stack([block.values for block in blocks], axis=1)
-            indices = np.stack(columns, axis=1).astype(np.int32)
-            ends = np.arange(0, values.size + 1, len(blocks), dtype=np.int32)
-            return csr_array((values.ravel(), indices.ravel(), ends), shape=shape), keys
-        values = np.concatenate([np.empty(0, np.float32), *(block.values for block in blocks)])
-        place = (
-            np.concatenate([np.empty(0, np.intp), *(block.rows for block in blocks)]),
-            np.concatenate([np.empty(0, np.intp), *columns]),
-        )
-        return csr_array((values, place), shape=shape), keys  # which adds up what a row has twice
-
-    def _of_numbers(self, numbers: npt.NDArray[np.float32]) -> Iterator[_Block]:
-        every = np.arange(len(numbers))
-        code = np.zeros(len(numbers), np.intp)
-        for name, values in zip(self.numeric, numbers.T, strict=True):
-            yield _Block(hash_features([name]), code, every, values, once=True)
+        names, blocks = hash_features(self.numeric), list(self._blocks(rows))
+        every = [names, *(block.keys for block in blocks)]
+        keys, column = np.unique(np.concatenate(every), return_inverse=True)
+        starts = np.cumsum([0, *map(len, every)])[1:]
+        of_blocks = [column[start:][block.codes] for start, block in zip(starts, blocks, strict=False)]
+        shape, width = (len(rows), len(keys)), len(names)
+        if all(block.once for block in blocks):
+            values = np.ones((len(rows), width + len(blocks)), np.float32)
+            values[:, :width] = numbers
+            columns = np.empty(values.shape, np.int32)
+            columns[:, :width] = column[:width]
+            for place, of_block in enumerate(of_blocks, width):
+                columns[:, place] = of_block
+            ends = np.arange(len(rows) + 1, dtype=np.int32) * np.int32(values.shape[1])
+            return csr_array((values.ravel(), columns.ravel(), ends), shape=shape), keys
+        of_rows = np.repeat(np.arange(len(rows)), width)
+        at_rows = np.concatenate([of_rows, *(block.rows for block in blocks)])
+        at_columns = np.concatenate([np.tile(column[:width], len(rows)), *of_blocks])
+        values = np.concatenate([numbers.ravel(), *(block.values for block in blocks)])
+        # SciPy adds up what a row has twice.
+        return csr_array((values.astype(np.float32), (at_rows, at_columns)), shape=shape), keys
 
     def _blocks(self, rows: Rows) -> Iterator[_Block]:
         every, one = np.arange(len(rows)), np.ones(len(rows), np.float32)

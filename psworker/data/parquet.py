@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from psworker.data.columns import Columns, columns_of, same_columns
-from psworker.data.features import buckets_of, design_of, most_rows
+from psworker.data.features import design_of, most_rows
 from psworker.data.files import File, open_file
 from psworker.data.rows import Coded, Fault, Position, Rows, Target, Wanted, class_target, usable
 from psworker.data.split import Holdout
@@ -187,7 +187,7 @@ def table_of(data: DataSettings, file: File, *, labelled: bool = True) -> Parque
         if fault:
             raise DataError(file.path, None, fault, column=name)
     # What is decoded are often doubles, and is there twice for a moment.
-    most = min(most_rows(2 * len(columns.used)), most_rows(len(columns.numeric) + buckets_of(data)))
+    most = min(most_rows(2 * len(columns.used)), design_of(columns, data).most_rows)
     counts = (metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
     slices = (max(min(-(-count // data.chunk_rows), _MOST_SLICES), -(-count // most)) for count in counts)
     starts = tuple(itertools.accumulate(slices, initial=0))
@@ -211,8 +211,7 @@ def _type_fault(kind: Any, *, as_text: bool, target: bool) -> str | None:
 
     number = types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)
     number = number or types.is_decimal(kind) or types.is_null(kind)
-    of_texts = kind.value_type if types.is_dictionary(kind) else kind
-    text = types.is_string(of_texts) or types.is_large_string(of_texts) or types.is_string_view(of_texts)
+    text = _is_text(kind.value_type if types.is_dictionary(kind) else kind)
     if types.is_temporal(kind):
         return f"is a time ({kind}); write what matters of it as a number (the hour, the days since a date)"
     if not number and not text and not types.is_dictionary(kind):
@@ -222,6 +221,12 @@ def _type_fault(kind: Any, *, as_text: bool, target: bool) -> str | None:
     if target:
         return f"is of type {kind}; list the labels in [data] classes"
     return f"is of type {kind}; list it in [data] categorical or text, or list the numeric columns in columns"
+
+
+def _is_text(kind: Any) -> bool:
+    from pyarrow import types  # noqa: PLC0415 (an extra)
+
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
 def _floats(column: Any) -> npt.NDArray[np.float32]:
@@ -241,7 +246,9 @@ def _coded(column: Any) -> Coded:
     whole = column.unify_dictionaries().combine_chunks()
     if isinstance(whole, pa.ChunkedArray):  # without rows, it has no chunk
         return Coded(np.empty(0, np.intp), [])
-    values = [as_text(value) for value in whole.dictionary.to_pylist()]
+    values = whole.dictionary.to_pylist()
+    if whole.dictionary.null_count or not _is_text(whole.dictionary.type):
+        values = [as_text(value) for value in values]
     codes = whole.indices.fill_null(len(values)).to_numpy(zero_copy_only=False).astype(np.intp)
     return Coded(codes, [*values, ""] if whole.null_count else values)
 

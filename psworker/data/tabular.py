@@ -12,6 +12,7 @@ import numpy.typing as npt
 from psworker.data.bad_rows import BadRows, skipped_kinds
 from psworker.data.batch import Batch
 from psworker.data.features import Design
+from psworker.data.packed import PackedBatch
 from psworker.data.rows import Fault, Rows, Table
 from psworker.data.split import Holdout, Split, rows_of
 from psworker.data.survey import Adjustment, Survey
@@ -80,8 +81,11 @@ class TabularSource:
         if self.adjustment is None:
             raise ValueError("the source is not informed; add up the statistics of all chunks first")
         rows = self.rows(chunk, split, part)
-        x, keys = self.design.of(rows, self.adjustment.numbers(rows.numbers))
-        return Batch(x, rows.target, keys, self.adjustment.weight(rows.target))
+        numbers, weight = self.adjustment.numbers(rows.numbers), self.adjustment.weight(rows.target)
+        if self.design.packs:
+            return PackedBatch(self.design.packed(rows, numbers), rows.target, weight)
+        x, keys = self.design.of(rows, numbers)
+        return Batch(x, rows.target, keys, weight)
 
     def statistics(self, chunk: int) -> dict[str, npt.NDArray[np.float64]]:
         """See `Source.statistics`."""

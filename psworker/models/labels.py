@@ -14,7 +14,10 @@ def check_classes(classes: int) -> None:
 
 def class_indices(y: npt.NDArray[np.float32] | npt.NDArray[np.int64], classes: int) -> npt.NDArray[np.int64]:
     """Labels (n,) as int64 class indices. Raises DataError unless each is a whole number in 0..classes-1."""
-    valid = (y >= 0) & (y < classes) & (y == np.floor(y))
+    if y.dtype == np.int64:
+        valid = y.view(np.uint64) < classes  # those below 0 are far above, so
+    else:
+        valid = (y >= 0) & (y < classes) & (y == np.floor(y))
     if not valid.all():
         raise DataError(
             "labels",
@@ -23,4 +26,4 @@ def class_indices(y: npt.NDArray[np.float32] | npt.NDArray[np.int64], classes: i
             "list the labels in [data] classes, correct [model] classes or the data, or take a model of "
             'numbers, such as kind = "linear"',
         )
-    return y.astype(np.int64)
+    return y.astype(np.int64, copy=False)

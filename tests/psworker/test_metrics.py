@@ -33,6 +33,22 @@ def test_the_names_that_dashboards_know() -> None:
     assert found["psworker_step_seconds_count compute"] == 1
 
 
+def test_the_times_of_a_phase_are_a_histogram(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = WorkerMetrics()
+    clock = iter([0.0, 0.002, 1.0, 1.003, 5.0, 25.0])
+    monkeypatch.setattr("psworker.metrics.time.perf_counter", lambda: next(clock))
+    for _ in range(3):
+        with metrics.phase("pull"):
+            pass
+    found = samples(metrics)
+    buckets = [
+        found[f"psworker_step_seconds_bucket {bound} pull"] for bound in ("0.001", "0.01", "10.0", "+Inf")
+    ]
+    assert buckets == [0, 2, 2, 3]
+    assert found["psworker_step_seconds_count pull"] == 3
+    assert found["psworker_step_seconds_sum pull"] == pytest.approx(20.005)
+
+
 def test_there_is_no_loss_before_the_first_and_it_may_be_nan() -> None:
     metrics = WorkerMetrics()
     assert "psworker_loss" not in samples(metrics)

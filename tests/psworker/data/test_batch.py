@@ -47,3 +47,39 @@ def test_take_keeps_types_and_order() -> None:
 def test_an_empty_batch_has_no_mean() -> None:
     with pytest.raises(ValueError, match="no rows"):
         require_rows(batch(0))
+
+
+def sparse(rows: list[dict[int, float]], keys: list[int]) -> Batch:
+    """Rows of hashed features, each with the numbers of its columns."""
+    sparse_array = pytest.importorskip("scipy.sparse").csr_array
+    ends = np.cumsum([0, *map(len, rows)])
+    columns = [column for row in rows for column in row]
+    values = np.array([value for row in rows for value in row.values()], np.float32)
+    x = sparse_array((values, columns, ends), shape=(len(rows), len(keys)))
+    return Batch(x, np.arange(len(rows)), np.array(keys, np.uint64))
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{0: 1, 2: 2}, {3: 3, 0: 4}, {1: 5, 2: 6}, {2: 7, 4: 8}],  # as many each
+        [{0: 1}, {}, {3: 2, 0: 3, 4: 4}, {2: 5, 1: 6}],  # as many on average
+        [{}, {0: 1, 2: 2}, {3: 3}, {}],
+        [{}, {}, {}, {}],
+    ],
+)
+@pytest.mark.parametrize("taken", [[2, 0], [3, 2, 1, 0], [1], [1, 1, 3], []])
+def test_taken_rows_have_the_features_that_they_need(rows: list[dict[int, float]], taken: list[int]) -> None:
+    keys = [10, 20, 30, 40, 1 << 63]
+    batch = sparse(rows, keys).take(np.array(taken, np.intp))
+    expected = sorted({keys[column] for row in taken for column in rows[row]})
+    assert batch.keys is not None
+    assert batch.keys.tolist() == expected
+    assert (batch.x.shape, batch.x.dtype) == ((len(taken), len(expected)), np.float32)
+    wide = np.zeros((len(taken), len(keys)), np.float32)
+    for place, row in enumerate(taken):
+        for column, value in rows[row].items():
+            wide[place, column] = value
+    used = [keys.index(key) for key in expected]
+    np.testing.assert_array_equal(batch.x.toarray(), wide[:, used])
+    assert batch.y.tolist() == taken

@@ -235,3 +235,14 @@ def test_a_row_group_of_800_mb_takes_little_memory(path: Path) -> None:
     assert chunks > 8
     assert rows > 400_000
     assert megabytes < 250
+
+
+def test_categories_in_many_columns_are_written_out_as_they_are_taken(path: Path) -> None:
+    columns = {"n": np.arange(40.0), "c": [f"v{row % 3}" for row in range(40)], "label": np.arange(40.0)}
+    source = opened(source=write(path, columns), categorical=("c",), hash_buckets=1 << 20)
+    assert source.chunks == 3  # 16 million cells in each
+    batch = source.read(1, "train")
+    taken = batch.take(np.array([2, 0]))
+    assert taken.x.shape == (2, (1 << 20) + 1)
+    np.testing.assert_array_equal(taken.x, batch.x[[2, 0]])
+    assert [np.count_nonzero(row[1:]) for row in taken.x] == [1, 1]

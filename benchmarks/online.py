@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,7 @@ from typing import Any
 
 from benchmarks.arguments import positive_int
 from benchmarks.measured_page import with_figures
+from benchmarks.online_detectors import Found, sensitivity, sensitivity_table
 from benchmarks.online_streams import STREAMS, Stream, write
 from benchmarks.progress import Progress, progress_on
 from psctl import LocalCluster, ProcessFailed
@@ -24,8 +26,8 @@ LATEST = 2000
 ALLOWED = 0.02
 """By how much the accuracy may be worse in the end than it was before the change."""
 
-QUIET, DRIFTING, AFTER = 100_000, 10_000, 10_000
-"""Examples without any change; and before and after one, of each worker."""
+DRIFTING, AFTER = 10_000, 10_000
+"""Examples before and after the change, of each worker."""
 
 _DOCS = Path(__file__).parents[1] / "docs"
 
@@ -53,13 +55,12 @@ on-drift = "{reaction}"
 
 @dataclass(frozen=True)
 class Setting:
-    """What is run; without a change all examples are of one concept."""
+    """What is run."""
 
     stream: Stream
     drift: str
     reaction: str
     workers: int
-    changes: bool
 
     @property
     def label(self) -> str:
@@ -75,7 +76,8 @@ class Trial:
     curve: tuple[tuple[int, float], ...]
 
 
-Results = list[tuple[Setting, list[Trial]]]
+Results = list[tuple[Setting, list[list[Trial]]]]
+"""Of each setting, for each seed: what each worker has seen."""
 
 
 def settings() -> list[Setting]:
@@ -83,9 +85,8 @@ def settings() -> list[Setting]:
     found = []
     for stream in STREAMS:
         for drift, reaction in (("adwin", "restart"), ("page-hinkley", "raise-rate")):
-            found.append(Setting(stream, drift, reaction, 1, True))
-    found.append(Setting(STREAMS[0], "adwin", "restart", 2, True))
-    found += [Setting(STREAMS[0], drift, "report", 2, False) for drift in ("adwin", "page-hinkley")]
+            found.append(Setting(stream, drift, reaction, 1))
+    found.append(Setting(STREAMS[0], "adwin", "restart", 2))
     return found
 
 
@@ -100,17 +101,24 @@ def main(arguments: list[str]) -> int:
             return 2
     try:
         with progress_on(sys.stderr) as progress:
-            results = measure(options.seed, progress)
+            seeds = range(options.seed, options.seed + options.seeds)
+            results = measure(seeds, progress)
+            found = sensitivity(seeds, progress)
     except (ProcessFailed, TimeoutError, subprocess.SubprocessError) as error:
         print(f"online: {error}", file=sys.stderr)
         return 1
     if options.format == "json":
-        print(json.dumps(as_json(results)))
+        print(json.dumps(as_json(results, found)))
     else:
-        print(table(results))
+        print(f"{table(results)}\n\n{sensitivity_table(found)}")
     if options.docs:
-        write_docs(results, _DOCS)
-    broken = [f"{setting.label}: {what}" for setting, trials in results for what in problems(setting, trials)]
+        write_docs(results, found, _DOCS)
+    broken = [
+        f"{setting.label}: {what}"
+        for setting, runs in results
+        for trials in runs
+        for what in problems(trials)
+    ]
     for one in broken:
         print(f"online: {one}", file=sys.stderr)
     return 1 if broken else 0
@@ -122,35 +130,34 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--seed", type=positive_int, default=1, metavar="N", help="of the streams")
+    parser.add_argument("--seed", type=positive_int, default=1, metavar="N", help="the first one, of streams")
+    parser.add_argument("--seeds", type=positive_int, default=5, metavar="N", help="how many of them")
     parser.add_argument("--format", choices=("text", "json"), default="text", help="of the result")
     parser.add_argument("--docs", action="store_true", help="write docs/online.md and .svg anew")
     return parser.parse_args(arguments)
 
 
-def measure(seed: int, progress: Progress) -> Results:
-    """Run every setting on a cluster of its own.
+def measure(seeds: Sequence[int], progress: Progress) -> Results:
+    """Run every setting with every seed, each on a cluster of its own.
 
     Raises ProcessFailed, TimeoutError, SubprocessError where a process does not end as it should.
     """
     found: Results = []
     for setting in settings():
-        progress(setting.label)
-        with tempfile.TemporaryDirectory() as directory:
-            found.append((setting, run(setting, Path(directory), seed)))
+        runs = []
+        for seed in seeds:
+            progress(f"{setting.label}, seed {seed}")
+            with tempfile.TemporaryDirectory() as directory:
+                runs.append(run(setting, Path(directory), seed))
+        found.append((setting, runs))
     return found
-
-
-def counts_of(setting: Setting) -> tuple[int, ...]:
-    """Return how many examples of each concept a worker is given."""
-    return (DRIFTING, AFTER) if setting.changes else (QUIET // setting.workers,)
 
 
 def run(setting: Setting, directory: Path, seed: int) -> list[Trial]:
     """Have workers learn from streams on their standard inputs; return what each has said."""
     features = 0
     for number in range(setting.workers):
-        features = write(directory / f"{number}.csv", setting.stream, counts_of(setting), seed + 100 * number)
+        features = write(directory / f"{number}.csv", setting.stream, (DRIFTING, AFTER), seed + 100 * number)
     job = directory / "job.toml"
     columns = ", ".join(f'"x{number}"' for number in range(features))
     job.write_text(_JOB.format(columns=columns, latest=LATEST, **{**asdict(setting), "stream": None}))
@@ -185,18 +192,17 @@ def trial_of(log: str) -> Trial:
     return Trial(alarms, curve)
 
 
-def problems(setting: Setting, trials: Sequence[Trial]) -> list[str]:
+def problems(trials: Sequence[Trial]) -> list[str]:
     """Return which promises are broken, each as half a sentence."""
-    false = [alarm for trial in trials for alarm in trial.alarms if not setting.changes or alarm <= DRIFTING]
+    false = [alarm for trial in trials for alarm in trial.alarms if alarm <= DRIFTING]
     found = [f"{len(false)} false alarms, at {false}"] if false else []
-    if setting.changes:
-        if not any(trial.alarms for trial in trials):
-            found.append("nobody has found the change")
-        found += [
-            f"the accuracy was {before(trial):.1%} and is {after(trial):.1%}"
-            for trial in trials
-            if after(trial) < before(trial) - ALLOWED
-        ]
+    if not any(alarm > DRIFTING for trial in trials for alarm in trial.alarms):
+        found.append("nobody has found the change")
+    found += [
+        f"the accuracy was {before(trial):.1%} and is {at_end(trial):.1%}"
+        for trial in trials
+        if at_end(trial) < before(trial) - ALLOWED
+    ]
     return found
 
 
@@ -205,7 +211,7 @@ def before(trial: Trial) -> float:
     return max((one for one in trial.curve if one[0] <= DRIFTING), key=lambda one: one[0])[1]
 
 
-def after(trial: Trial) -> float:
+def at_end(trial: Trial) -> float:
     """Return the accuracy at the end."""
     return trial.curve[-1][1]
 
@@ -213,33 +219,43 @@ def after(trial: Trial) -> float:
 def table(results: Results) -> str:
     """Return the figures as a Markdown table."""
     lines = [
-        "| stream | detector | reaction | workers | examples | false alarms | found after "
+        "| stream | detector | reaction | workers | examples | runs | false alarms | found in | after "
         "| accuracy before | at the end |",
-        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for setting, trials in results:
-        false = sum(alarm <= DRIFTING or not setting.changes for trial in trials for alarm in trial.alarms)
-        delays = [alarm - DRIFTING for trial in trials for alarm in trial.alarms if alarm > DRIFTING]
+    for setting, runs in results:
+        trials = [trial for run in runs for trial in run]
+        false = sum(alarm <= DRIFTING for trial in trials for alarm in trial.alarms)
+        after = [
+            [alarm - DRIFTING for trial in run for alarm in trial.alarms if alarm > DRIFTING] for run in runs
+        ]
+        delays = [min(alarms) for alarms in after if alarms]
         cells = [
             setting.stream.label + (" (real)" if setting.stream.real else ""),
             setting.drift,
             setting.reaction,
             str(setting.workers),
-            f"{setting.workers * sum(counts_of(setting)):,}",
+            f"{setting.workers * (DRIFTING + AFTER):,}",
+            str(len(runs)),
             str(false),
-            str(min(delays)) if setting.changes and delays else "-",
-            _percent(before, trials) if setting.changes else "-",
-            _percent(after, trials),
+            str(len(delays)),
+            _spread(delays, "{:,.0f}") if delays else "-",
+            _spread([before(trial) for trial in trials], "{:.1%}"),
+            _spread([at_end(trial) for trial in trials], "{:.1%}"),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _percent(measure: Any, trials: Sequence[Trial]) -> str:
-    return f"{sum(measure(trial) for trial in trials) / len(trials):.1%}"
+def _spread(values: Sequence[float], form: str) -> str:
+    """Return the median, and the least and largest."""
+    median, least, most = (
+        form.format(value) for value in (statistics.median(values), min(values), max(values))
+    )
+    return median if least == most else f"{median} ({least} to {most})"
 
 
-def as_json(results: Results) -> dict[str, Any]:
+def as_json(results: Results, found: Sequence[Found]) -> dict[str, Any]:
     """Return every run's figures, to be written as JSON."""
     return {
         "benchmark": "online",
@@ -250,25 +266,27 @@ def as_json(results: Results) -> dict[str, Any]:
                 "drift": setting.drift,
                 "reaction": setting.reaction,
                 "workers": setting.workers,
-                "change_at": DRIFTING if setting.changes else None,
-                "trials": [asdict(trial) for trial in trials],
+                "change_at": DRIFTING,
+                "trials": [[asdict(trial) for trial in trials] for trials in runs],
             }
-            for setting, trials in results
+            for setting, runs in results
         ],
+        "detectors": [asdict(one) for one in found],
     }
 
 
-def write_docs(results: Results, docs: Path) -> None:
-    """Draw `online.svg` in the directory `docs` and put the table into its `online.md`."""
+def write_docs(results: Results, found: Sequence[Found], docs: Path) -> None:
+    """Draw `online.svg` in the directory `docs` and put the tables into its `online.md`."""
     from benchmarks.online_plot import draw
 
     draw(results, docs / "online.svg")
     page = docs / "online.md"
-    page.write_text(with_figures(page.read_text(encoding="utf-8"), figures(results)), encoding="utf-8")
+    page.write_text(with_figures(page.read_text(encoding="utf-8"), figures(results, found)), encoding="utf-8")
 
 
-def figures(results: Results) -> str:
+def figures(results: Results, found: Sequence[Found]) -> str:
     """Return all that is measured, as Markdown."""
     machine = f"one {os.cpu_count()}-core {platform.machine()} machine, Python {platform.python_version()}"
     plot = "![Prequential accuracy before and after a change, and where it was found](online.svg)"
-    return "\n\n".join([plot, table(results), f"One run each, on {machine}."])
+    seeds = f"Medians, and the least and largest where they differ; on {machine}."
+    return "\n\n".join([plot, table(results), seeds, sensitivity_table(found)])

@@ -12,15 +12,16 @@ from benchmarks.staleness_plot import COLOURS, STYLE
 
 
 def draw(results: Results, path: Path) -> None:
-    """Write the picture to `path`: an area for each stream, a curve for each setting of one worker."""
+    """Write the picture to `path`: an area for each stream, a curve for each setting of one worker.
+
+    Curves are those of the first seed.
+    """
     with mpl.rc_context({**STYLE, "svg.hashsalt": "online"}):
         figure = Figure(figsize=(10, 3.2), layout="constrained")
         areas: Any = figure.subplots(1, len(STREAMS), sharey=True)
         for axes, stream in zip(areas, STREAMS, strict=True):
-            shown = [
-                one for one in results if one[0].stream is stream and one[0].changes and one[0].workers == 1
-            ]
-            for (setting, (trial,)), colour in zip(shown, (COLOURS[4], COLOURS[0]), strict=False):
+            shown = [one for one in results if one[0].stream is stream and one[0].workers == 1]
+            for (setting, ((trial,), *_)), colour in zip(shown, (COLOURS[4], COLOURS[0]), strict=False):
                 examples, accuracy = zip(*trial.curve, strict=True)
                 label = f"{setting.drift}, {setting.reaction}"
                 axes.plot(examples, accuracy, color=colour, linewidth=1.6, label=label)

@@ -20,7 +20,7 @@ Event = Literal[
     "work.begins", "work.done", "work.stopped", "work.diverged", "worker.fenced", "worker.rejoined",
     "server.unreachable", "link.lost", "link.back", "push.delayed",
     # of a worker that learns from a stream
-    "stream.report", "stream.unreachable", "stream.lost", "drift.detected", "drift.over",
+    "stream.report", "stream.unreachable", "stream.reached", "stream.lost", "drift.detected", "drift.over",
 ]  # fmt: skip
 """Names are added, never changed; ``docs/operations.md`` says what each means."""
 

@@ -770,13 +770,14 @@ class Leave:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """The worker lives, and has come this far since it joined."""
+    """The worker lives, has come this far since it joined, and has left out so many rows of the data."""
 
     op: ClassVar[str] = "heartbeat"
     reply: ClassVar[type] = Beat
     clock: int
     examples: int
     loss: float | None = None
+    skipped: int = 0
 
 
 @dataclass(frozen=True, slots=True)

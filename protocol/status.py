@@ -98,7 +98,7 @@ class WorkerStatus:
 
     ``clock`` counts its steps, ``lag`` those that it is behind the furthest worker, ``leases`` the chunks
     that it is at work on. ``examples_per_second`` is over the last few heartbeats, ``heartbeat_age`` in
-    seconds.
+    seconds. ``skipped`` are rows of the data that it has left out.
     """
 
     worker: int
@@ -112,6 +112,7 @@ class WorkerStatus:
     heartbeat_age: float
     leases: int
     loss: float | None
+    skipped: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -200,6 +200,8 @@ def _servers(shards: Sequence[ShardStatus]) -> Table:
 def _workers(workers: Sequence[WorkerStatus], width: int) -> RenderableType:
     shown = live_first(workers, None, _MOST_GONE)
     columns = worker_columns(width)
+    if any(worker.skipped for worker in shown):
+        columns.append(_SKIPPED)
     drawn = table(*(column.name for column in columns))
     for worker in shown:
         cells = (column.cell(worker) for column in columns)
@@ -230,6 +232,9 @@ _COLUMNS: Final = (
     Column(">leases", lambda worker: count(worker.leases), dispensable=True),
     Column(">loss", lambda worker: figure(worker.loss)),
 )
+
+_SKIPPED: Final = Column(">left out", lambda worker: count(worker.skipped))
+"""Rows of the data that could not be used; only shown where there are some."""
 
 
 def worker_columns(width: int) -> list[Column]:

@@ -85,6 +85,7 @@ class Worker:
     clock: int = 0
     examples: int = 0
     loss: float | None = None
+    skipped: int = 0
     return_by: float = math.inf
     moved: float = 0.0  # when it last got on with its work
     held_up: float = math.inf  # since when others wait for it
@@ -322,6 +323,7 @@ class Membership:
             worker.moved = now
         worker.examples = beat.examples
         worker.loss = beat.loss
+        worker.skipped = beat.skipped
         worker.marks.append((now, beat.examples))
 
     def reached(self, worker: Worker, clock: int, now: float) -> None:
@@ -444,6 +446,7 @@ class Membership:
                 heartbeat_age=max(0.0, now - w.detector.heard),
                 leases=leases.get(w.id, 0),
                 loss=w.loss,
+                skipped=w.skipped,
             )
             for w in self
         )

@@ -181,10 +181,14 @@ async def connect(
 
 @dataclass(slots=True)
 class Report:
-    """What the next heartbeats tell the coordinator of this worker's progress."""
+    """What the next heartbeats tell the coordinator of this worker's progress.
+
+    ``skipped`` returns how many rows of the data were left out.
+    """
 
     examples: int = 0
     loss: float | None = None
+    skipped: Callable[[], int] = int
 
 
 class _Numbered(NamedTuple):
@@ -389,7 +393,7 @@ class Client:
     def _send_heartbeat(self) -> Answer:
         report = self.report
         loss = None if report.loss is None else float(report.loss)  # NumPy's numbers do not travel
-        return self._links[0].send(Heartbeat(self.clock, int(report.examples), loss))
+        return self._links[0].send(Heartbeat(self.clock, int(report.examples), loss, report.skipped()))
 
     def _heard(self, incarnation: int, answer: Answer) -> None:
         """Act on the answer to a heartbeat."""

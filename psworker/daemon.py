@@ -84,6 +84,7 @@ async def work(settings: WorkerSettings, metrics: WorkerMetrics, speaker: Speake
             speaker.tell = client.identity
             _log.info("%s works on job %s", client.name, job.name, extra=about("work.begins"))
             metrics.recovery = client.recovery
+            client.report.skipped = lambda: sum(part.skipped().values())
             try:
                 await _train(part.learner(client, metrics), optimizer)
             finally:

@@ -12,6 +12,7 @@ from protocol.messages import Plan
 from protocol.optimizers import Add, Optimizer
 from psworker.client import Client
 from psworker.data import Source, open_source
+from psworker.data.bad_rows import BadRows
 from psworker.data.magnitudes import unscaled
 from psworker.data.tabular import TabularSource
 from psworker.errors import DataError, JobError
@@ -170,6 +171,7 @@ def _check_nothing_is_dropped(job: Job, model: Model, source: Source) -> None:
 
 async def _stream(job: Job, stream: StreamSettings, reconnect_for: float) -> Part:
     rows, model = _model_of_stream(job, stream)
+    bad_rows = BadRows(job.data, endless=True)
     streams = await open_streams(stream, workers=job.train.workers, reconnect_for=reconnect_for)
     told = job if job.data.columns else replace(job, data=replace(job.data, columns=rows.columns))
     plan = Plan(
@@ -188,6 +190,7 @@ async def _stream(job: Job, stream: StreamSettings, reconnect_for: float) -> Par
             model,
             streams,
             rows,
+            bad_rows,
             stream,
             batch_size=job.train.batch_size,
             share=-(-streams.partitions // job.train.workers),
@@ -195,7 +198,7 @@ async def _stream(job: Job, stream: StreamSettings, reconnect_for: float) -> Par
             metrics=metrics,
         )
 
-    return Part(plan, learner, dict)  # what a stream leaves out is logged as it comes
+    return Part(plan, learner, lambda: bad_rows.counts)
 
 
 def _model_of_stream(job: Job, stream: StreamSettings) -> tuple[Rows, Model]:

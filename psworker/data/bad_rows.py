@@ -25,11 +25,13 @@ class BadRows:
     """What `[data] on-error` and `missing` say of bad rows, and those that were left out.
 
     Args:
-        skipped: the kinds that are left out; rows of other kinds are errors.
+        data: the settings.
+        endless: whether rows come once and without an end, so that no piece of them is remembered.
     """
 
-    def __init__(self, skipped: frozenset[Kind]) -> None:
-        self._skipped = skipped
+    def __init__(self, data: DataSettings, *, endless: bool = False) -> None:
+        self._skipped = skipped_kinds(data)
+        self._endless = endless
         self._counts: Counter[str] = Counter()
         self._of_pieces: dict[tuple[object, ...], Counter[str]] = {}
 
@@ -55,7 +57,8 @@ class BadRows:
                 raise error(replace(fault, reason=f"{fault.reason}; {_OR_SKIP}"))
         if not faults or piece in self._of_pieces:
             return
-        self._of_pieces[piece] = Counter(fault.kind for fault in faults)
+        if not self._endless:
+            self._of_pieces[piece] = Counter(fault.kind for fault in faults)
         for fault in faults:
             if not self._counts[fault.kind]:
                 _log.warning('%s (this row is left out, and so are others of "%s")', error(fault), fault.kind)

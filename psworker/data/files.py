@@ -8,6 +8,7 @@ cannot be read from its middle: see `spool`.
 from __future__ import annotations
 
 import glob
+import io
 import os
 import re
 import stat
@@ -32,7 +33,18 @@ _INSTALL: Final = {
     "abfs": "'asyncps[object-store]' adlfs",
     "abfss": "'asyncps[object-store]' adlfs",
 }
-_BLOCK: Final = 4 << 20  # bytes that are asked of an object store at once
+_BUFFER: Final = 128 << 10  # bytes that are asked of an object store at the least
+_WHOLE: Final = 4 << 20  # the same, of what is read from beginning to end
+
+_DRIVERS: Final = {"botocore", "aiobotocore", "aiohttp", "fsspec", "s3fs"}
+_CREDENTIALS: Final = (
+    "give credentials as the driver takes them (S3: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or "
+    "AWS_PROFILE)"
+)
+_REMEDIES: Final = {"NoCredentialsError": _CREDENTIALS, "PartialCredentialsError": _CREDENTIALS}
+_REACH: Final = (
+    "see that the store can be reached and lets us in (S3: AWS_ENDPOINT_URL), or correct [data] source"
+)
 
 
 class File(Protocol):
@@ -86,7 +98,8 @@ class RemoteFile:
 
     def open(self) -> BinaryIO:
         """See `File`."""
-        return cast("BinaryIO", self.files.open(self.key, "rb", block_size=_BLOCK))
+        # A driver's own buffers read megabytes ahead, of which a chunk, or a column of it, needs little.
+        return io.BufferedReader(self.files.open(self.key, "rb", cache_type="none"), _BUFFER)
 
 
 @contextmanager
@@ -132,7 +145,7 @@ def unpacked(file: File) -> File:
     packing = packing_of(file.path)
     if packing is None:
         return file
-    with open_file(file) as packed:
+    with open_file(file) as opened, io.BufferedReader(cast("io.RawIOBase", opened), _WHOLE) as packed:
         return unpack(file.path, packed, packing)
 
 
@@ -182,20 +195,13 @@ def _naming(path: str) -> Iterator[None]:
     except DataError:
         raise
     except FileNotFoundError as error:
-        raise DataError(path, None, f"No such file or directory; {_REMEDY}") from error
+        bucket = ", or no such bucket" if "://" in path else ""
+        raise DataError(path, None, f"No such file or directory{bucket}; {_REMEDY}") from error
     except OSError as error:
-        raise DataError(path, None, f"{error.strerror or error}; {_REMEDY}") from error
+        remedy = _REACH if "://" in path else _REMEDY
+        raise DataError(path, None, f"{error.strerror or error}; {remedy}") from error
     except Exception as error:
-        if not _of_a_driver(error):
+        if type(error).__module__.partition(".")[0] not in _DRIVERS:
             raise
-        raise DataError(path, None, f"{type(error).__name__}: {error}; {_REMEDY}") from error
-
-
-def _of_a_driver(error: Exception) -> bool:
-    return type(error).__module__.partition(".")[0] in {
-        "botocore",
-        "aiobotocore",
-        "aiohttp",
-        "fsspec",
-        "s3fs",
-    }
+        name = type(error).__name__
+        raise DataError(path, None, f"{name}: {error}; {_REMEDIES.get(name, _REACH)}") from error

@@ -9,7 +9,7 @@ from typing import Any, Final, Self
 import numpy as np
 import numpy.typing as npt
 
-from psworker.data.bad_rows import BadRows, skipped_kinds
+from psworker.data.bad_rows import BadRows
 from psworker.data.batch import Batch
 from psworker.data.features import Design
 from psworker.data.packed import PackedBatch
@@ -145,8 +145,7 @@ def open_table(
     """
     shift = np.zeros(survey.features)
     adjustment = None if survey.wanted else survey.known()
-    bad_rows = BadRows(skipped_kinds(data))
-    source = TabularSource(table, design, survey, bad_rows, seed, holdout, adjustment, shift, columns)
+    source = TabularSource(table, design, survey, BadRows(data), seed, holdout, adjustment, shift, columns)
     if not survey.wanted:
         return source
     survey.check(table.chunks)

@@ -47,8 +47,8 @@ class StreamSettings:
     decay: float = 1.0
     drift: str = "none"
     drift_confidence: float = 0.002
-    drift_tolerance: float = 0.02
-    drift_threshold: float = 50.0
+    drift_tolerance: float = 0.01
+    drift_threshold: float = 100.0
     on_drift: str = "report"
     raised_rate: float = 10.0
     raised_for: int = 2000

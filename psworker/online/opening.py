@@ -20,7 +20,7 @@ async def open_streams(settings: StreamSettings, *, workers: int, reconnect_for:
     Args:
         settings: of the stream.
         workers: that the job starts with; each has a standard input of its own.
-        reconnect_for: seconds to keep trying while a TCP source is not there.
+        reconnect_for: seconds to keep trying while a TCP source or Kafka is not there.
 
     Raises:
         DataError: it cannot be read.
@@ -37,4 +37,4 @@ async def open_streams(settings: StreamSettings, *, workers: int, reconnect_for:
             return TcpLines(host, port, header=header, replays=settings.replays, reconnect_for=reconnect_for)
         case _:
             parts = urlsplit(settings.source[0])
-            return await KafkaTopic.found(parts.netloc, parts.path.removeprefix("/"))
+            return await KafkaTopic.found(parts.netloc, parts.path.removeprefix("/"), reconnect_for)

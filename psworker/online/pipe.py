@@ -18,6 +18,7 @@ from typing import Final
 
 from protocol.backoff import Backoff
 from protocol.events import about
+from psworker.data.rows import Position
 from psworker.errors import DataError
 from psworker.online.records import LineSplitter, Record, text_of
 
@@ -46,6 +47,7 @@ class PipeStream:
         self._name = name
         self._read_block = read_block
         self._wants_header = header
+        self._headers = int(header)
         self._splitter = LineSplitter(name)
         self._left_out = skip if replays else 0
         self._line = 0 if replays else skip
@@ -76,6 +78,10 @@ class PipeStream:
         first = self._line + 1
         self._line += len(lines)
         return [Record(line.text, n) for n, line in enumerate(lines, first) if n > self._left_out]
+
+    def position(self, record: Record) -> Position:
+        """See ``Stream.position``: the line, counted from the first one ever, a header included."""
+        return Position(self._name, self._headers + record.offset)
 
     def done(self, offset: int) -> None:
         """See ``Stream.done``."""
@@ -278,6 +284,10 @@ class _TcpStream:
                 return records
             await self.close()
             await asyncio.sleep(backoff.pause(1.0))
+
+    def position(self, record: Record) -> Position:
+        """See ``Stream.position``: how many examples came before is known, not over which connection."""
+        return Position(f"{self._source.name}, example {record.offset}")
 
     def done(self, offset: int) -> None:
         """See ``Stream.done``."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from psworker.data.lines import MAX_LINE
+from psworker.data.rows import Position
 from psworker.errors import DataError
 
 __all__ = ["LineSplitter", "Record", "Stream", "Streams", "text_of"]
@@ -35,6 +36,9 @@ class Stream(Protocol):
         Raises:
             DataError: the stream cannot be read.
         """
+
+    def position(self, record: Record) -> Position:
+        """Say to people where a record is that ``read`` has returned."""
 
     def done(self, offset: int) -> None:
         """Hear that the examples before ``offset`` have been learnt from, and will not be asked for again."""

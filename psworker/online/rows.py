@@ -8,8 +8,10 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from psworker.data import Batch
+from psworker.data.bad_rows import BadRows
 from psworker.data.columns import columns_of
 from psworker.data.csv import CsvTable, table_under
 from psworker.data.features import design_of
@@ -25,8 +27,16 @@ from psworker.job import DataSettings
 
 __all__ = ["MakeBatch", "Rows"]
 
-MakeBatch = Callable[[Sequence[bytes]], Batch]
-"""Makes a batch of lines; raises DataError for what is none, unless [data] on-error says to leave it out."""
+
+class MakeBatch(Protocol):
+    """Makes batches of lines."""
+
+    def __call__(self, lines: Sequence[bytes], at: Callable[[int], Position] | None = None) -> Batch:
+        """Return the batch; ``at`` says where a line is, by its index.
+
+        Raises:
+            DataError: for what is no example, unless [data] on-error says to leave it out.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +66,12 @@ class Rows:
         data = replace(self.data, columns=self.columns)
         return design_of(columns_of(data, (*self.columns, data.target), self.name, None), data).features
 
-    def under(self, header: str | None) -> MakeBatch:
+    def under(self, header: str | None, bad_rows: BadRows | None = None) -> MakeBatch:
         """Return what makes batches of lines under this header; None: there is none.
 
         Args:
             header: a line that names the columns.
+            bad_rows: counts what is left out; None: nobody asks.
 
         Raises:
             DataError: a column is missing.
@@ -70,17 +81,22 @@ class Rows:
         lines = LineChunks(LocalFile(self.name), 0, 0, 1)  # there is no file: they are given
         table, columns = table_under(data, csv_line(names, separator), lines, None)
         survey = survey_of(data, self.name, columns.numeric, len(columns.numeric))
-        nothing = _Lines(table, self.name, str, ())
+        nothing = _Lines(table, str, (), (), self._anywhere)
         source = open_table(nothing, design_of(columns, data), survey, data, seed=0, holdout=0.0)
+        source = replace(source, bad_rows=bad_rows or BadRows(data, endless=True))
         as_csv = self._as_csv()
-        batches = iter(range(1 << 62))
 
-        def batch(given: Sequence[bytes]) -> Batch:
-            texts = [text for line in given if (text := line.decode(errors="surrogateescape")).strip(" \r")]
-            made = replace(source, table=_Lines(table, self.name, as_csv, texts))
-            return made.read(next(batches), "train")
+        def batch(lines: Sequence[bytes], at: Callable[[int], Position] | None = None) -> Batch:
+            decoded = [line.decode(errors="surrogateescape") for line in lines]
+            there = [number for number, text in enumerate(decoded) if text.strip(" \r")]
+            texts = [decoded[number] for number in there]
+            made = replace(source, table=_Lines(table, as_csv, texts, there, at or self._anywhere))
+            return made.read(0, "train")
 
         return batch
+
+    def _anywhere(self, number: int) -> Position:
+        return Position(self.name)
 
     def _layout(self, header: str | None) -> tuple[tuple[str, ...], str]:
         """The columns of a line in their order, and what is between them."""
@@ -104,17 +120,23 @@ class Rows:
 
 
 class _Lines:
-    """A `Table` of one chunk: some lines."""
+    """A `Table` of one chunk: some lines, of which text i is the one numbered `numbers[i]`."""
 
     chunks = 1
 
     def __init__(
-        self, table: CsvTable, name: str, as_csv: Callable[[str], str], texts: Sequence[str]
+        self,
+        table: CsvTable,
+        as_csv: Callable[[str], str],
+        texts: Sequence[str],
+        numbers: Sequence[int],
+        at: Callable[[int], Position],
     ) -> None:
         self._table = table
-        self._name = name
         self._as_csv = as_csv
         self._texts = texts
+        self._numbers = numbers
+        self._at = at
 
     def read(self, chunk: int, wanted: Wanted, part: int | None) -> tuple[ParsedRows, list[Fault]]:
         """See `Table.read`."""
@@ -130,5 +152,5 @@ class _Lines:
         return rows, [*faults, *more]
 
     def position(self, chunk: int, index: int) -> Position:
-        """See `Table.position`; who has written the line must find it by what is said of it."""
-        return Position(self._name)
+        """See `Table.position`."""
+        return self._at(self._numbers[index])

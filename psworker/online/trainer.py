@@ -23,6 +23,7 @@ from protocol.messages import Leased
 from protocol.optimizers import SGD, Add, Optimizer
 from psworker.client import Client
 from psworker.data import Batch
+from psworker.data.bad_rows import BadRows
 from psworker.job import StreamSettings
 from psworker.metrics import WorkerMetrics
 from psworker.models import EvaluatedModel, Model
@@ -31,7 +32,7 @@ from psworker.models.model import OwnRule, PredictingModel, PreparedModel
 from psworker.online.drift import Watch
 from psworker.online.gathering import Gathering
 from psworker.online.prequential import Over, Prequential
-from psworker.online.records import Record, Streams
+from psworker.online.records import Record, Stream, Streams
 from psworker.online.rows import MakeBatch, Rows
 from psworker.online.truce import Truce
 from psworker.served import ServedModel
@@ -65,6 +66,7 @@ class StreamTrainer:
         model: computes gradients.
         streams: where examples come from.
         rows: what makes batches of them.
+        bad_rows: counts what is left out.
         settings: of the stream.
         batch_size: rows of a mini-batch at most.
         share: partitions that this worker takes as long as there may be others that want some.
@@ -78,6 +80,7 @@ class StreamTrainer:
         model: Model,
         streams: Streams,
         rows: Rows,
+        bad_rows: BadRows,
         settings: StreamSettings,
         *,
         batch_size: int,
@@ -90,6 +93,7 @@ class StreamTrainer:
         self._optimizer: Optimizer = SGD()  # until ``run`` says which
         self._streams = streams
         self._rows = rows
+        self._bad_rows = bad_rows
         self._settings = settings
         self._batch_size = batch_size
         self._share = share
@@ -194,7 +198,7 @@ class StreamTrainer:
         stream = await self._unless_stopped(self._streams.open(leased.chunk, leased.skip))
         if stream is None:
             return
-        make_batch = self._rows.under(stream.header)
+        make_batch = self._rows.under(stream.header, bad_rows=self._bad_rows)
         gathering = Gathering(stream, self._batch_size, self._settings.max_wait)
         self._gatherings.add(gathering)
         examples = 0
@@ -206,7 +210,7 @@ class StreamTrainer:
                     records = await gathering.batch()
                 if not records:
                     break
-                examples += await self._step(leased, make_batch, records)
+                examples += await self._step(leased, stream, make_batch, records)
                 stream.done(records[-1].offset)
         finally:
             self._gatherings.discard(gathering)
@@ -217,9 +221,12 @@ class StreamTrainer:
 
     # --- one mini-batch
 
-    async def _step(self, leased: Leased, make_batch: MakeBatch, records: Sequence[Record]) -> int:
+    async def _step(
+        self, leased: Leased, stream: Stream, make_batch: MakeBatch, records: Sequence[Record]
+    ) -> int:
         """Predict, score and learn from some examples; return how many there were."""
-        batch = await self._in_thread(make_batch, [record.text for record in records])
+        texts = [record.text for record in records]
+        batch = await self._in_thread(make_batch, texts, lambda number: stream.position(records[number]))
         if not len(batch):
             return 0
         served = await self._begun(batch)

@@ -1,50 +1,48 @@
-"""The example of a worker that never ends learns, shares what it learns, and ends when it is told to."""
+"""The example of a job that learns from a stream, with workers as the Deployment starts them."""
 
-import asyncio
-import math
-import os
 import signal
-import subprocess
-import sys
-import time
-from contextlib import ExitStack
+import tomllib
 
-import numpy as np
+import pytest
+import yaml
 
 from protocol.addresses import split_address
-from psworker.asking import fetch_status
 from psworker.sync import connect
 from tests.deploy.manifests import KUBERNETES
-from tests.integration.daemons import Daemon, daemons
+from tests.integration.daemons import daemons
+from tests.kafka import running_kafka
 
-PROGRAM = KUBERNETES / "components" / "stream" / "stream.py"
-TRUTH = np.linspace(-1, 1, 16)
-
-
-def learner(stack: ExitStack, address: str) -> Daemon:
-    process = subprocess.Popen(
-        [sys.executable, str(PROGRAM), "--server", address, "--pause", "0.001"],
-        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )  # fmt: skip
-    stack.enter_context(process)
-    stack.callback(process.kill)
-    return Daemon(process)
+JOB = KUBERNETES / "components" / "stream" / "stream.toml"
 
 
-def test_any_number_of_them_learn_together_until_they_are_stopped() -> None:
-    with daemons() as start, ExitStack() as stack:
+@pytest.mark.long
+def test_its_workers_learn_from_kafka_until_they_are_stopped() -> None:
+    with running_kafka() as kafka, daemons() as start:
+        for partition in range(4):
+            kafka.write(
+                "clicks", partition, [b'{"seconds": 3, "pages": 1, "price": 0.5, "clicked": 1}', b"what"]
+            )
+        source = f"stream.source=kafka://{kafka.address}/clicks"
         address = start.server().addresses()["address"]
-        learners = [learner(stack, address) for _ in range(2)]
-        with connect(address, "stream", staleness=math.inf) as reader:
-            while len(asyncio.run(fetch_status(*split_address(address))).jobs[0].workers) < 1 + len(learners):
-                time.sleep(0.05)
-            while "w" not in reader.tensors():
-                time.sleep(0.01)
-            while np.corrcoef(reader.pull("w") + 1e-9 * TRUTH, TRUTH)[0, 1] < 0.95:
-                time.sleep(0.01)
-        for one in learners:
-            one.process.send_signal(signal.SIGTERM)
-        for one in learners:
-            assert one.exit_code() == 0, one.log()
-            assert "Traceback" not in one.log()
+        workers = [start.worker(address, "--job", str(JOB), "--set", source) for _ in range(2)]
+        for worker in workers:
+            worker.wait_for("event=work.begins")
+        with connect(address, "clicks", observe=True) as ps:
+            while "w" not in ps.tensors() or not ps.pull("w").any():
+                for worker in workers:
+                    assert worker.process.poll() is None, worker.log()
+        for worker in workers:
+            worker.process.send_signal(signal.SIGTERM)
+        for worker in workers:
+            assert worker.exit_code() == 143, worker.log()
+            assert "Traceback" not in worker.log()
+
+
+def test_workers_may_reach_the_brokers() -> None:
+    source = tomllib.loads(JOB.read_text())["stream"]["source"]
+    host, port = split_address(source.removeprefix("kafka://").partition("/")[0])
+    policy = yaml.safe_load((JOB.parent / "network.yaml").read_text())["spec"]
+    (rule,) = policy["egress"]
+    (to,) = rule["to"]
+    assert to["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"] == host.split(".")[1]
+    assert rule["ports"] == [{"protocol": "TCP", "port": port}]

@@ -16,7 +16,7 @@ from protocol.optimizers import SGD, spec_of
 from protocol.status import ClusterStatus, JobStatus, ShardStatus, Wait, Waits, WorkerStatus
 from tests.protocol.strategies import instances
 
-WORKER = WorkerStatus(1, "w1", 2, "suspect", 7, 3, 640, 80.5, 0.75, 1, None)
+WORKER = WorkerStatus(1, "w1", 2, "suspect", 7, 3, 640, 80.5, 0.75, 1, None, 12)
 WAIT = Wait("job", 1, "step 3", 2, ("a", "b"), 1.5)
 JOB = JobStatus("job", 3.0, 1, 5, 10, (WORKER,), (), None, (WAIT,), 4, 2.5)
 SHARDS = (

@@ -68,6 +68,14 @@ def test_the_cluster_and_its_servers(make_status: MakeStatus) -> None:
     assert line_of(text, "joining").split() == ["2", "joining", "0", "B", "0", "-"]
 
 
+def test_rows_that_were_left_out_are_shown_where_there_are_some(make_status: MakeStatus) -> None:
+    some = drawn(with_workers(make_status(), worker("a", skipped=1234), worker("b")))
+    assert line_of(some, "a").split()[-1] == "1,234"
+    assert line_of(some, "b").split()[-1] == "0"
+    assert "left out" in some
+    assert "left out" not in drawn(with_workers(make_status(), worker("a"), worker("b")))
+
+
 def test_the_load_of_servers_with_tables(make_status: MakeStatus) -> None:
     load = Load(
         bytes=5 << 20, rows=12_345, requests=100, keys=70_000, requests_per_second=9.6, keys_per_second=6500

@@ -370,11 +370,11 @@ def test_speed_is_that_of_the_last_heartbeats() -> None:
     assert worker.speed() == 0.0
     for second in range(10):  # 10 examples a second, then, for the last five heartbeats, 100
         examples = 10 * second if second < 5 else 40 + 100 * (second - 4)
-        workers.heartbeat(worker, Heartbeat(second, examples, 0.5), float(second))
+        workers.heartbeat(worker, Heartbeat(second, examples, 0.5, second), float(second))
     assert worker.speed() == pytest.approx(100.0)
     (status,) = workers.status(now=12.0, leases={0: 2}, furthest=11)
     assert (status.clock, status.examples, status.loss, status.heartbeat_age) == (9, 540, 0.5, 3.0)
-    assert (status.lag, status.leases) == (2, 2)
+    assert (status.lag, status.leases, status.skipped) == (2, 2, 9)
     assert status.examples_per_second == pytest.approx(100.0)
 
 

@@ -1,7 +1,13 @@
+import asyncio
 from pathlib import Path
 
+from protocol.daemon.logs import Speaker
+from protocol.status import ClusterStatus
+from psworker.daemon import WorkerSettings, work
 from psworker.job import DataSettings, Job, job_from_json, load_job
+from psworker.metrics import WorkerMetrics
 from psworker.parts import part_of
+from tests.cluster import running_cluster
 
 
 async def told(job: Job) -> DataSettings:
@@ -42,3 +48,38 @@ async def test_the_columns_of_a_stream_are_told_too(tmp_path: Path) -> None:
         f'[stream]\nsource = "tail:{tmp_path}/stream.csv"\nfields = ["b", "y", "a"]\n'
     )
     assert (await told(load_job(tmp_path / "job.toml", ()))).columns == ("b", "a")
+
+
+JOB = """
+[job]
+name = "stream"
+[model]
+kind = "linear"
+[data]
+columns = ["x"]
+target = "y"
+on-error = "skip"
+[stream]
+source = "tail:{path}"
+"""
+
+
+async def test_what_a_stream_leaves_out_is_in_the_metrics_and_the_status(tmp_path: Path) -> None:
+    path = tmp_path / "stream.csv"
+    path.write_text("x,y\n1,1\nwhat,0\n2,0\n3\n4,1\n")
+    (tmp_path / "job.toml").write_text(JOB.format(path=path))
+    job, metrics = load_job(tmp_path / "job.toml", ()), WorkerMetrics()
+
+    def told(status: ClusterStatus) -> bool:
+        assert not working.done()
+        return any(worker.skipped == 2 for one in status.jobs for worker in one.workers)
+
+    async with running_cluster() as cluster:
+        settings = WorkerSettings(cluster.address, job, "a", 5.0)
+        working = asyncio.create_task(work(settings, metrics, Speaker()))
+        await cluster.until(told)
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+    value = metrics.registry.get_sample_value
+    assert value("psworker_skipped_rows_total", {"reason": "number"}) == 1
+    assert value("psworker_skipped_rows_total", {"reason": "fields"}) == 1

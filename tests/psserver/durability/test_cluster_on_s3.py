@@ -10,7 +10,7 @@ from psserver.persistence import DurabilitySettings
 from psserver.server import Server, ServerSettings
 from psworker.asking import ask
 from psworker.client import connect
-from tests.psserver.durability.s3_server import S3
+from tests.s3 import S3
 
 pytestmark = pytest.mark.xdist_group("s3")
 

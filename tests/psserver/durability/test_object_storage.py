@@ -14,7 +14,7 @@ from psserver.durability.checkpoint import newest_usable, numbers, prune
 from psserver.durability.object_storage import ObjectStorage, open_storage
 from psserver.durability.storage import LocalStorage, Storage, Writing, read_all
 from tests.psserver.durability import made_up
-from tests.psserver.durability.s3_server import S3
+from tests.s3 import S3
 
 pytestmark = pytest.mark.xdist_group("s3")  # or each process would start an S3 server
 

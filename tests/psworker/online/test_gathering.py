@@ -3,6 +3,7 @@ from collections.abc import Sequence
 
 import pytest
 
+from psworker.data.rows import Position
 from psworker.errors import DataError
 from psworker.online.gathering import Gathering
 from psworker.online.records import Record
@@ -26,6 +27,9 @@ class Given:
         if isinstance(records, DataError):
             raise records
         return records
+
+    def position(self, record: Record) -> Position:
+        return Position("given", record.offset)
 
     def done(self, offset: int) -> None: ...
 

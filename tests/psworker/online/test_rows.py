@@ -1,5 +1,7 @@
 import pytest
 
+from psworker.data.bad_rows import BadRows
+from psworker.data.rows import Position
 from psworker.errors import DataError
 from psworker.job import DataSettings
 from psworker.online.rows import Rows
@@ -69,6 +71,20 @@ def test_bad_lines_are_left_out_where_the_job_says_so() -> None:
     make_batch = Rows(data, "test").under("a,y")
     assert make_batch([b"1,2", b"x,2", b"3", b"4,5"]).x.tolist() == [[1], [4]]
     assert len(make_batch([b"x,2"])) == 0
+
+
+def test_lines_that_were_left_out_are_counted_and_said_to_be_where_they_are(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    data = DataSettings(source="stream", format="csv", target="y", columns=("a",), on_error="skip")
+    bad_rows = BadRows(data, endless=True)
+    make_batch = Rows(data, "test").under("a,y", bad_rows=bad_rows)
+    lines = [b"1,2", b"", b"x,2", b"3"]
+    for _ in range(2):  # they come again: a stream does not know its own lines
+        make_batch(lines, lambda number: Position("topic", 100 + number))
+    assert bad_rows.counts == {"number": 2, "fields": 2}
+    assert 'topic, line 102, column "a": "x" is not a number' in caplog.text
+    assert "topic, line 103: the row has 1 value" in caplog.text
 
 
 def test_a_header_without_a_column() -> None:

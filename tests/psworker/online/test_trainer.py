@@ -15,6 +15,8 @@ from protocol.optimizers import SGD, Add
 from psworker.asking import change
 from psworker.client import Client, connect
 from psworker.data import Batch
+from psworker.data.bad_rows import BadRows
+from psworker.data.rows import Position
 from psworker.errors import DataError
 from psworker.job import DataSettings, StreamSettings
 from psworker.metrics import WorkerMetrics
@@ -86,6 +88,9 @@ class Listed:
         first, self._next = self._next, min(self._next + self._at_once, len(self._lines))
         return [Record(self._lines[n].encode(), n + 1) for n in range(first, self._next)]
 
+    def position(self, record: Record) -> Position:
+        return Position(f"list, place {record.offset}")
+
     def done(self, offset: int) -> None: ...
 
     async def close(self) -> None: ...
@@ -112,12 +117,15 @@ def trainer(
     *,
     metrics: WorkerMetrics | None = None,
     share: int = 1,
+    data: DataSettings = DATA,
+    bad_rows: BadRows | None = None,
 ) -> StreamTrainer:
     return StreamTrainer(
         client,
         model,
         streams,
-        Rows(DATA, "test", fields=settings.fields),
+        Rows(data, "test", fields=settings.fields),
+        bad_rows or BadRows(data, endless=True),
         settings,
         batch_size=streams.at_once if streams.at_once > 10 else 8,
         share=share,
@@ -165,6 +173,24 @@ async def test_all_partitions_are_read_by_as_few_as_there_are(shards: int) -> No
         await trainer(client, Counting(), streams, share=5).run(SGD())
         assert await counted(client) == [150, sum(100 * one * 30 + sum(range(30)) for one in range(5))]
     assert sorted(streams.opened) == [(one, 0) for one in range(5)]
+
+
+async def test_what_cannot_be_read_is_named_by_its_place() -> None:
+    streams = Lists([[*numbers(20), "", "x,0", *numbers(20)]])
+    async with running_cluster() as cluster, joined(cluster.address, streams) as client:
+        with pytest.raises(DataError, match=r'list, place 22, column "x": "x" is not a number'):
+            await trainer(client, Counting(), streams).run(SGD())
+        assert await counted(client) == [16, sum(range(16))]
+
+
+async def test_what_is_left_out_of_all_partitions_is_counted() -> None:
+    data = replace(DATA, on_error="skip")
+    bad_rows = BadRows(data, endless=True)
+    streams = Lists([["x,0", "1,0", "y,0", "1"], ["2,0", "z,0"]])
+    async with running_cluster() as cluster, joined(cluster.address, streams) as client:
+        await trainer(client, Counting(), streams, share=2, data=data, bad_rows=bad_rows).run(SGD())
+        assert await counted(client) == [2, 3]
+    assert bad_rows.counts == {"number": 3, "fields": 1}
 
 
 async def test_two_workers_share_the_partitions() -> None:

@@ -7,7 +7,10 @@ import numpy as np
 import numpy.typing as npt
 
 _TEST_SHARE = 0.3
+_VALIDATION_SHARE = 0.25  # of the training rows
 _SEED = 0
+
+Numbers = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,10 +22,10 @@ class Data:
     """
 
     name: str
-    x: npt.NDArray[np.float64]
-    y: npt.NDArray[np.float64]
-    x_test: npt.NDArray[np.float64]
-    y_test: npt.NDArray[np.float64]
+    x: Numbers
+    y: Numbers
+    x_test: Numbers
+    y_test: Numbers
     classes: int | None
     categorical: bool = False
 
@@ -30,6 +33,13 @@ class Data:
     def columns(self) -> list[str]:
         """The names of the features."""
         return [f"f{number}" for number in range(self.x.shape[1])]
+
+    def validation(self) -> "Data":
+        """Return the training rows alone, split again: what to choose settings on."""
+        return _split(
+            f"{self.name}-validation", self.x, self.y, self.classes,
+            share=_VALIDATION_SHARE, scaled=False, categorical=self.categorical,
+        )  # fmt: skip
 
     def write(self, directory: Path) -> tuple[Path, Path]:
         """Write `NAME-train.csv` and `NAME-test.csv` and return their paths."""
@@ -43,14 +53,17 @@ class Data:
 
 
 def load(name: str) -> Data:
-    """Load one of digits, breast-cancer, wine, diabetes, phishing, values and ratings.
+    """Load one of digits, breast-cancer, wine, diabetes, phishing, values, pixels and ratings.
 
     Of scikit-learn's data each column is scaled by mean and deviation of the training rows, and so is the
-    number to predict (diabetes). Phishing is river's, `values` the same with each column's few values as
-    categories. `ratings` is made here: no ratings come with either package.
+    number to predict. Phishing is river's, `values` the same with each column's few values as categories.
+    `pixels` are the digits as ratings are: what an image says of a place. `ratings` are made here: none come
+    with either package.
     """
     if name == "ratings":
-        return _ratings()
+        return _split(name, *_ratings(), None, scaled=False, categorical=True)
+    if name == "pixels":
+        return _split(name, *_pixels(), None, scaled=False, categorical=True)
     if name in ("phishing", "values"):
         x, y = _phishing()
         if name == "values":  # each column's values as whole numbers from 0
@@ -64,17 +77,18 @@ def load(name: str) -> Data:
 
 def _split(
     name: str,
-    x: npt.NDArray[np.float64],
-    y: npt.NDArray[np.float64],
+    x: Numbers,
+    y: Numbers,
     classes: int | None,
     *,
+    share: float = _TEST_SHARE,
     scaled: bool = True,
     categorical: bool = False,
 ) -> Data:
     from sklearn.model_selection import train_test_split
 
     x_train, x_test, y_train, y_test = train_test_split(
-        x, y, test_size=_TEST_SHARE, random_state=_SEED, stratify=None if classes is None else y
+        x, y, test_size=share, random_state=_SEED, stratify=None if classes is None else y
     )
     if scaled:
         mean, deviation = x_train.mean(axis=0), x_train.std(axis=0)
@@ -86,7 +100,7 @@ def _split(
     return Data(name, x_train, y_train, x_test, y_test, classes, categorical)
 
 
-def _phishing() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def _phishing() -> tuple[Numbers, Numbers]:
     from river.datasets import Phishing
 
     rows = list(Phishing())
@@ -94,11 +108,21 @@ def _phishing() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     return x, np.array([label for _, label in rows], np.float64)
 
 
-def _ratings(users: int = 200, items: int = 100, rank: int = 3, count: int = 12_000) -> Data:
+def _pixels(images: int = 400) -> tuple[Numbers, Numbers]:
+    """The first so many digits, one row for each of the 64 places: (image, place) and how dark it is."""
+    from sklearn.datasets import load_digits
+
+    darkness = load_digits().data[:images]
+    image, place = np.indices(darkness.shape)
+    return np.column_stack([image.ravel(), place.ravel()]).astype(np.float64), darkness.ravel()
+
+
+def _ratings(
+    users: int = 200, items: int = 100, rank: int = 3, count: int = 12_000
+) -> tuple[Numbers, Numbers]:
     """Ratings 3 + b_u + b_i + v_u . v_i + noise of deviation 0.5, with b of deviation 0.4 and v of 0.7.
 
-    Each user has rated some 60 of 100 items, as the densest tenth of MovieLens' users have. The mean of the
-    training rows is taken away, as other numbers to predict are scaled.
+    Each user has rated some 60 of 100 items, as the densest tenth of MovieLens' users have.
     """
     rng = np.random.default_rng(_SEED)
     pairs = rng.choice(users * items, count, replace=False)
@@ -106,7 +130,4 @@ def _ratings(users: int = 200, items: int = 100, rank: int = 3, count: int = 12_
     biases = rng.normal(0, 0.4, users)[user] + rng.normal(0, 0.4, items)[item]
     factors = rng.normal(0, 0.7, (users, rank))[user] * rng.normal(0, 0.7, (items, rank))[item]
     y = 3 + biases + factors.sum(axis=1) + rng.normal(0, 0.5, count)
-    test = rng.random(count) < _TEST_SHARE
-    x = np.column_stack([user, item]).astype(np.float64)
-    mean = y[~test].mean()
-    return Data("ratings", x[~test], y[~test] - mean, x[test], y[test] - mean, None, categorical=True)
+    return np.column_stack([user, item]).astype(np.float64), y

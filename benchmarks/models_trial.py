@@ -3,6 +3,7 @@
 import asyncio
 import json
 import math
+import secrets
 import sys
 import time
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.models_cases import Case
+from benchmarks.models_choice import Choice
 from benchmarks.models_data import Data
 from psctl import LocalCluster
 from psctl.child import Child, stop_all
@@ -25,24 +27,53 @@ from psworker.models import KMeans, Model, PredictingModel, build_model
 from psworker.served import ServedModel
 
 SERVERS, WORKERS = 2, 2
-_CHUNKS = 8
-_WITHIN = 120.0  # seconds
+_CHUNKS = 4
+_WITHIN = 900.0  # seconds; for a machine that has much else to do
 _LOOK_EVERY = 0.02  # seconds
 _STOP_WITHIN = 5.0  # seconds
 
 Array = npt.NDArray[Any]
 
 
-def trained(
-    cluster: LocalCluster, case: Case, data: Data, files: tuple[Path, Path], staleness: float
+def ours(
+    cluster: LocalCluster, case: Case, choice: Choice, data: Data, files: tuple[Path, Path]
+) -> tuple[float, float]:
+    """Return the measure of the test rows after training synchronously, and without any bound.
+
+    Raises ProcessFailed where a worker fails, TimeoutError where they do not end in time.
+    """
+    synchronous, asynchronous = (
+        case.measure.of(data.y_test, _trained(cluster, case, choice, data, files, staleness))
+        for staleness in (0.0, math.inf)
+    )
+    return synchronous, asynchronous
+
+
+def reference(case: Case, choice: Choice, data: Data, train: Path) -> float:
+    """Return the measure of the test rows by what the case is compared with."""
+    if case.kind != "kmeans":
+        return case.measure.of(data.y_test, case.reference(data, {**choice.both, **choice.theirs}))
+    from sklearn.cluster import KMeans
+
+    centres = _first_centres(case, data, train)
+    theirs = KMeans(len(centres), init=centres, n_init=1).fit(data.x)
+    return case.measure.of(data.y_test, np.square(theirs.transform(data.x_test).min(axis=1)))
+
+
+def _trained(
+    cluster: LocalCluster,
+    case: Case,
+    choice: Choice,
+    data: Data,
+    files: tuple[Path, Path],
+    staleness: float,
 ) -> Array:
     """Train with two workers, and return what is predicted of the test rows.
 
     Of k-means that is the squared distance of each row to its centre.
-    Raises ProcessFailed where a worker fails, TimeoutError where they take longer than two minutes.
     """
-    job_name = f"{case.label}-{case.data}-{staleness:g}".replace(", ", "-")
-    settings = job_settings(job_name, case, data, files[0], staleness)
+    job_name = f"models-{secrets.token_hex(4)}"
+    settings = job_settings(job_name, case, choice, data, files[0], staleness)
     with ExitStack() as stack:
         workers = [_start(cluster.address, f"{job_name}-{number}", settings) for number in range(WORKERS)]
         stack.callback(stop_all, workers, _STOP_WITHIN)
@@ -51,32 +82,40 @@ def trained(
     return asyncio.run(_predicted(cluster.address, job, files[1]))
 
 
-def first_centres(case: Case, data: Data, train: Path) -> Array:
+def _first_centres(case: Case, data: Data, train: Path) -> Array:
     """Return where the workers' k-means begins."""
-    source, model = _opened(load_job(None, job_settings("start", case, data, train, 0)), str(train))
+    source, model = _opened(load_job(None, job_settings("start", case, Choice(), data, train, 0)), str(train))
     assert isinstance(model, KMeans)
     first = model.prepared(source.read(0, "train")).first
     assert first is not None
     return first
 
 
-def job_settings(name: str, case: Case, data: Data, train: Path, staleness: float) -> tuple[str, ...]:
-    """Return the job as `section.key=value`."""
+def job_settings(
+    name: str, case: Case, choice: Choice, data: Data, train: Path, staleness: float
+) -> tuple[str, ...]:
+    """Return the job as `section.key=value`.
+
+    Synchronous workers have chunks of their own, in an order that the seed says, so that it does not matter
+    who is faster. Asynchronous ones lease them: the slower one would end alone, on its own rows.
+    """
+    partition = "leases" if math.isinf(staleness) else "round-robin"
     chunk_rows = -(-len(data.y) // _CHUNKS)
-    steps = case.epochs * _CHUNKS * -(-chunk_rows // case.batch_size) // WORKERS  # of each worker
-    falling = () if case.rate is None else (
-        f"lr={case.rate}", 'schedule="cosine"', f"schedule-steps={steps}"
-    )  # fmt: skip
+    epochs = int(choice.ours.get("train.epochs", case.epochs))
+    steps = epochs * (_CHUNKS // WORKERS) * -(-chunk_rows // case.batch_size)  # of each worker
+    falling = ('schedule="cosine"', f"schedule-steps={steps}") if case.falls else ()
     return (
         f"job.name={name}", "job.seed=0", f"model.kind={case.kind}",
         *(f"model.{one}" for one in case.settings),
+        *(f"model.{name}={value}" for name, value in choice.both.items()),
         f"data.source={json.dumps(str(train))}", f"data.chunk-rows={chunk_rows}",
         f"data.classes={json.dumps([str(number) for number in range(data.classes or 0)])}",
         f"data.categorical={json.dumps(data.columns if data.categorical else [])}",
-        f"data.hashed={json.dumps(case.hashed)}",
-        f"train.workers={WORKERS}", f"train.batch-size={case.batch_size}", f"train.epochs={case.epochs}",
+        f"data.hashed={json.dumps(case.hashed)}", f"data.partition={partition}",
+        f"train.workers={WORKERS}", f"train.batch-size={case.batch_size}", f"train.epochs={epochs}",
         f'train.staleness={"inf" if math.isinf(staleness) else int(staleness)}',
-        *(f"optimizer.{one}" for one in (*falling, *case.optimizer)),
+        *(f"optimizer.{one}" for one in (*case.optimizer, *falling)),
+        *(f"{name}={value}" for name, value in choice.ours.items() if name != "train.epochs"),
         "eval.every=never", "eval.holdout=0",
     )  # fmt: skip
 

@@ -8,6 +8,7 @@ model = Classifier("svm", {"l2": 1e-4}, workers=4).fit(x, y)
 try:
     from psworker.estimators.classifier import Classifier
     from psworker.estimators.kmeans import KMeans
+    from psworker.estimators.matrix_factorization import MatrixFactorization
     from psworker.estimators.regressor import Regressor
 except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] not in ("scipy", "sklearn"):
@@ -16,4 +17,4 @@ except ModuleNotFoundError as error:
         "psworker.estimators needs scikit-learn, 1.6 or later; pip install 'asyncps[sklearn]'"
     ) from error
 
-__all__ = ["Classifier", "KMeans", "Regressor"]
+__all__ = ["Classifier", "KMeans", "MatrixFactorization", "Regressor"]

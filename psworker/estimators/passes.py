@@ -104,11 +104,15 @@ def drop(place: Place) -> None:
 
 
 def is_flat(losses: Sequence[float], tol: float | None, patience: int) -> bool:
-    """Return whether the last ``patience`` losses have brought less than ``tol``."""
+    """Return whether the last ``patience`` losses have brought less than ``tol``.
+
+    The first does not count: it has that of the initial values in it, which is 0 of a perceptron's zeros, and
+    nothing would ever be better.
+    """
     if tol is None:
         return False
     best, flat = math.inf, 0
-    for loss in losses:
+    for loss in losses[1:]:
         flat = flat + 1 if loss > best - tol else 0
         best = min(best, loss)
     return flat >= patience

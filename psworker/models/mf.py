@@ -29,7 +29,7 @@ class MatrixFactorization(FactorScores, Regression):
 
     features: int
     rank: int = 8
-    l2: float = 0.02
+    l2: float = 0.05
     std: float = 0.1
     seed: int = 0
 

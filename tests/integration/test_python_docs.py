@@ -36,6 +36,11 @@ def test_the_estimators(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+def test_ratings(tmp_path: Path) -> None:
+    assert float(printed_by("ratings.py", tmp_path).partition(",")[0].removeprefix("R2 ")) > 0.9
+
+
+@pytest.mark.long
 def test_a_data_frame_in_a_search(tmp_path: Path) -> None:
     found = re.fullmatch(
         r"\{'regressor__settings': \{'l2': 0.0\}\} \{'rooms': .*?(\d+)\.0.*, 'area': .*?(\d+)\.0.*\}\n",

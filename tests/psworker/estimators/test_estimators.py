@@ -21,7 +21,7 @@ from protocol.errors import Unauthenticated
 from protocol.optimizers import SGD, Momentum
 from psctl import LocalCluster
 from psworker.client import connect
-from psworker.estimators import Classifier, KMeans, Regressor, own_cluster
+from psworker.estimators import Classifier, KMeans, MatrixFactorization, Regressor, own_cluster
 from psworker.estimators.passes import drop, is_flat
 from tests.cluster import Elsewhere, cluster_in_thread
 
@@ -129,6 +129,62 @@ def test_k_means(cluster: Elsewhere) -> None:
     assert found.inertia_ == pytest.approx(((x - found.cluster_centers_[found.labels_]) ** 2).sum(), rel=1e-5)
     with pytest.raises(ValueError, match="has only 1 different rows"):
         KMeans(3, cluster=cluster.address).fit(np.ones((9, 2)))
+
+
+def ratings() -> tuple[Any, Any]:
+    """Of 30 users, 100 to 129, and 20 items, 7 to 26: half of all pairs, of one factor and biases."""
+    rng = np.random.default_rng(0)
+    user, item = np.divmod(rng.choice(600, 300, replace=False), 20)
+    z = 3 + rng.normal(0, 0.5, 30)[user] + rng.normal(size=30)[user] * rng.normal(size=20)[item]
+    return np.column_stack([100 + user, 7 + item]), z + rng.normal(0, 0.1, 300)
+
+
+def test_matrix_factorization(cluster: Elsewhere) -> None:
+    x, y = ratings()
+    settings: dict[str, Any] = {"cluster": cluster.address, "lr": 0.05, "random_state": 0}
+    found = MatrixFactorization(2, 0.01, **settings).fit(x[:250], y[:250])
+    assert found.score(x[250:], y[250:]) > 0.8
+    np.testing.assert_array_equal(found.users_, np.unique(x[:250, 0]))
+    assert found.user_factors_.shape == (len(found.users_), 2)
+    user, item = found.users_[3], found.items_[5]
+    expected = found.intercept_ + found.user_biases_[3] + found.item_biases_[5]
+    product = found.user_factors_[3].astype(float) @ found.item_factors_[5]
+    predicted = found.predict([[user, item], [user, -1], [10**9, item], [0, 0]])
+    np.testing.assert_allclose(
+        predicted - found.intercept_,
+        [
+            expected - found.intercept_ + product,
+            found.user_biases_[3],
+            found.item_biases_[5],
+            0,
+        ],
+        rtol=1e-4,
+    )
+    twice = MatrixFactorization(2, 0.01, **settings).fit(x[:250].astype(float), y[:250])
+    np.testing.assert_allclose(twice.predict(x), found.predict(x), rtol=1e-3)
+
+
+def test_ratings_of_new_users_and_items_come_later(cluster: Elsewhere) -> None:
+    x, y = ratings()
+    early = (x[:, 0] < 120) & (x[:, 1] < 20)
+    found = MatrixFactorization(2, 0.01, cluster=cluster.address, lr=0.05, random_state=0, tol=None)
+    found.set_params(max_iter=60).fit(x[early], y[early])
+    before = found.predict(x[early])
+    assert found.partial_fit(x[~early], y[~early]).n_iter_ == 61
+    np.testing.assert_array_equal(found.users_, np.unique(x[:, 0]))
+    assert np.corrcoef(before, found.predict(x[early]))[0, 1] > 0.9  # what was known is still there
+    for _ in range(60):
+        found.partial_fit(x, y)
+    assert found.score(x, y) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [([[1, 2, 3]], "X has 3 columns; expected two"), ([[1.5, 2.0]], "X has 1.5; ids are whole numbers")],
+)
+def test_what_are_no_ids_is_refused(x: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MatrixFactorization(cluster="127.0.0.1:1").fit(x, [1.0])
 
 
 def test_partial_fit_goes_on_with_what_the_optimizer_knew(cluster: Elsewhere) -> None:
@@ -278,6 +334,7 @@ def test_training_ends_when_it_brings_no_more() -> None:
     assert is_flat([1.0, 0.5, 0.45, 0.41], 0.1, 2)
     assert not is_flat([1.0, 0.5, 0.45, 0.3], 0.1, 2)
     assert not is_flat([1.0] * 50, None, 2)
+    assert not is_flat([0.0, 3.0, 2.0, 1.0], 0.1, 2)  # a perceptron's zeros have no loss
 
 
 @pytest.mark.parametrize("make", [Regressor, lambda **how: KMeans(2, **how)])

@@ -37,8 +37,13 @@ def _nothing_to_go_by(progress: Progress, job: Job) -> Iterator[str]:
     last = progress.evaluations[-1:]
     if any(not one.examples for one in last):
         yield "no row was held out, so nothing says how good the model is: raise [eval] holdout, or add rows"
-    elif len(job.data.classes) == 2 and "accuracy" in _means(last) and "auc" not in _means(last):
+    elif _is_binary(job) and "accuracy" in _means(last) and "auc" not in _means(last):
         yield "all rows held out are of one class, so accuracy says nothing: see that the data has both"
+
+
+def _is_binary(job: Job) -> bool:
+    """Whether a built-in model tells two classes apart; those of one's own need not say their AUC."""
+    return len(job.data.classes) == 2 and ":" not in job.model.kind
 
 
 def _bad_fit(progress: Progress, job: Job) -> Iterator[str]:
@@ -53,7 +58,7 @@ def _bad_fit(progress: Progress, job: Job) -> Iterator[str]:
         blind = figure(math.log(classes))
         yield f"log-loss is {figure(last['log-loss'])}: to give all classes the same chance has {blind}"
     before, after = first.get("loss", math.nan), last.get("loss", math.nan)
-    if after - before > (_RISEN - 1) * abs(before):
+    if before and after - before > (_RISEN - 1) * abs(before):
         yield f"the held-out loss has risen from {figure(before)} to {figure(after)}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -88,13 +89,18 @@ def _csv_lines(lines: Iterable[Sequence[str]]) -> str:
 
 
 def _object(row: Predicted, names: Sequence[str]) -> dict[str, object]:
-    found: dict[str, object] = {"prediction": row.value}
+    found: dict[str, object] = {"prediction": _strict(row.value)}
     if names:
-        rounded = [float(f"{one:.6g}") for one in row.probabilities]
+        rounded = [_strict(float(f"{one:.6g}")) for one in row.probabilities]
         found["probabilities"] = None if row.value is None else dict(zip(names, rounded, strict=True))
     if row.lost is not None:
         found |= {"reason": row.lost.kind, "error": str(row.lost.error)}
     return found
+
+
+def _strict(value: object) -> object:
+    """What JSON has no number for is null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Tally:

@@ -256,7 +256,7 @@ def _agreed(client: Client, job: Job) -> Job:
 async def _check_begun(client: Client) -> None:
     """Raise UnknownJob where there is no model yet."""
     names = set(await client.tensors())
-    if not any(not name.startswith((SURVEY, "stream.")) for name in names):
+    if all(name.startswith(SURVEY) for name in names):
         doing = "they look at the data first, and are at it" if names else "no worker has made them"
         reason = f"its model has no parameters yet: {doing}; {_ASK_AGAIN}"
         raise UnknownJob(reason, field="job", value=client.job)

@@ -209,7 +209,8 @@ def _arrays(trained: Trained, file: File, form: str) -> Iterator[Piece]:
     if data.columns and len(data.columns) != width:
         columns = ", ".join(data.columns)
         raise DataError(file.path, None, f"rows of {width} numbers; expected {len(data.columns)}: {columns}")
-    names = data.columns or tuple(f"x{column}" for column in range(width))
+    unnamed = not data.columns or data.kind in ("npy", "npz")
+    names = tuple(f"x{column}" for column in range(width)) if unnamed else data.columns  # as in training
     design = Design(width, names if data.hashed else (), hashed=data.hashed)
     reading = _reading(design, trained, file.path, data.columns or None, width)
     for chunk in range(table.chunks):

@@ -45,9 +45,14 @@ class BadRows:
         return dict(self._of_pieces.get(piece, {}))
 
     def leave_out(
-        self, faults: Sequence[Fault], piece: tuple[object, ...], error: Callable[[Fault], DataError]
+        self,
+        faults: Sequence[Fault],
+        piece: tuple[object, ...],
+        error: Callable[[Fault], DataError],
+        *,
+        counted: bool = True,
     ) -> None:
-        """Count the faults of `piece`, a chunk or part of one; log the first of each kind.
+        """Count the faults of `piece`, a chunk or part of one, if `counted`; log the first of each kind.
 
         Raises:
             DataError: of the first one that is not to be left out, as `error` makes it.
@@ -55,7 +60,7 @@ class BadRows:
         for fault in faults:
             if fault.kind not in self._skipped:
                 raise error(replace(fault, reason=f"{fault.reason}; {_OR_SKIP}"))
-        if not faults or piece in self._of_pieces:
+        if not (faults and counted) or piece in self._of_pieces:
             return
         if not self._endless:
             self._of_pieces[piece] = Counter(fault.kind for fault in faults)

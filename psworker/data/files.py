@@ -111,7 +111,9 @@ def open_file(file: File) -> Iterator[BinaryIO]:
 
 def _from_front(file: File) -> Any:
     """The file, or what comes from a pipe: as much as there is, at each call of `read`."""
-    return open(file.path, "rb", buffering=0) if isinstance(file, LocalFile) else file.open()
+    if isinstance(file, LocalFile):
+        return open(file.path, "rb", buffering=0)
+    return io.BufferedReader(cast("io.RawIOBase", file.open()), _WHOLE)
 
 
 def expand(source: str | Iterable[str]) -> tuple[File, ...]:

@@ -25,7 +25,7 @@ def unscaled(source: Source) -> str:
     """
     if not isinstance(source, TabularSource) or source.survey.scale != "none":
         return ""
-    numbers = source.rows(0, "train").numbers.astype(np.float64)
+    numbers = source.rows(0, "train", counted=False).numbers.astype(np.float64)
     there = ~np.isnan(numbers)
     squares = np.where(there, numbers, 0) ** 2
     sizes = np.sqrt(squares.sum(0) / np.maximum(there.sum(0), 1))

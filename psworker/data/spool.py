@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
 
-from psworker.errors import DataError
+from psworker.errors import DataError, JobError
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -117,6 +117,8 @@ def unpacking(path: str, packed: BinaryIO, packing: str) -> Iterator[BinaryIO]:
         yield PACKED[packing](packed)
     except ImportError as error:
         raise DataError(path, None, "zstd needs pyarrow; pip install 'asyncps[parquet]'") from error
+    except JobError:  # of whoever reads, not of the bytes
+        raise
     except (EOFError, ValueError, zlib.error, lzma.LZMAError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise

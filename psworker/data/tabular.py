@@ -89,15 +89,18 @@ class TabularSource:
 
     def statistics(self, chunk: int) -> dict[str, npt.NDArray[np.float64]]:
         """See `Source.statistics`."""
-        rows = self.rows(chunk, "train")
+        rows = self.rows(chunk, "train", counted=False)
         return self.survey.statistics(rows, self.shift, chunk, self.chunks)
 
     def informed(self, totals: Mapping[str, npt.NDArray[Any]]) -> Self:
         """See `Source.informed`."""
         return replace(self, adjustment=self.survey.adjustment(totals))
 
-    def rows(self, chunk: int, split: Split, part: int | None = None) -> Rows:
-        """The rows of a split that can be used, before they are features. Raises as `read` does."""
+    def rows(self, chunk: int, split: Split, part: int | None = None, *, counted: bool = True) -> Rows:
+        """The rows of a split that can be used, before they are features. Raises as `read` does.
+
+        Those that cannot be are `counted` where a worker's part is read; a survey reads all parts as well.
+        """
 
         def wanted(count: int) -> npt.NDArray[np.intp]:
             return rows_of(split, count, seed=self.seed, chunk=chunk, holdout=self.holdout)
@@ -105,7 +108,9 @@ class TabularSource:
         rows, faults = self.table.read(chunk, wanted, part)
         rows, lacking = with_all_numbers(rows, self.survey)
         faults = sorted(faults + lacking, key=lambda fault: fault.index)
-        self.bad_rows.leave_out(faults, (chunk, split, part), lambda fault: self._error(chunk, fault))
+        self.bad_rows.leave_out(
+            faults, (chunk, split, part), lambda fault: self._error(chunk, fault), counted=counted
+        )
         return rows
 
     def _error(self, chunk: int, fault: Fault) -> DataError:
@@ -149,7 +154,7 @@ def open_table(
     if not survey.wanted:
         return source
     survey.check(table.chunks)
-    return replace(source, shift=_first_values(source.rows(0, "train").numbers))
+    return replace(source, shift=_first_values(source.rows(0, "train", counted=False).numbers))
 
 
 def _first_values(numbers: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

@@ -20,7 +20,7 @@ from protocol.credentials import Access
 from protocol.optimizers import OPTIMIZERS, Optimizer
 from psworker.data.batch import Batch
 from psworker.errors import DataError
-from psworker.estimators.own_cluster import own_address
+from psworker.estimators.own_cluster import has_ended, own_address
 from psworker.estimators.passes import Passes, Place, drop, train
 from psworker.job import ModelSettings
 from psworker.models.load import build_model
@@ -200,13 +200,15 @@ class ServedEstimator(BaseEstimator):  # type: ignore[misc]
         """Have the cluster forget the job of the last call, if that was kept."""
         if "_job" in self.__dict__:
             place, _ = self.__dict__.pop("_job")
-            drop(place)
+            if not has_ended(place.address):
+                drop(place)
 
     def _address(self, keeps: bool) -> AbstractContextManager[str]:
         if self.cluster is not None:
             return nullcontext(_address_of(self.cluster))
         nbytes = _COPIES * sum(value.nbytes for value in self.parameters_.values())
-        return own_address(nbytes + _OVERHEAD if keeps else 0)
+        is_another = keeps and "_job" not in self.__dict__  # the one that is kept is counted
+        return own_address(nbytes + _OVERHEAD if is_another else 0)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy goes on from: the parameters, but not the job, and of a cluster the address."""

@@ -151,13 +151,14 @@ class MatrixFactorization(RegressorMixin, ServedEstimator):  # type: ignore[misc
         places = np.concatenate(
             [np.searchsorted(users, self.users_), len(users) + np.searchsorted(items, self.items_)]
         )
-        self.users_, self.items_ = users, items
         seed = self._passes(1, self.n_iter_).seed[0]
         self._model = self._built(len(users) + len(items), None, seed)
         grown = dict(self._model.parameters())
         for name in ("w", "v"):
             grown[name][places] = self.parameters_[name]
         self.parameters_ = {**grown, "b": self.parameters_["b"]}
+        self.users_, self.items_ = users, items
+        self._is_trained()  # should what follows fail, all of it fits still
         self._drop_job()
 
     def _is_trained(self) -> None:

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final
 
-__all__ = ["own_address"]
+__all__ = ["has_ended", "own_address"]
 
 _MOST: Final = 256 * 1024 * 1024
 """Bytes of jobs that were kept, at which the server is ended."""
@@ -29,6 +29,7 @@ class _OwnServer:
         self._process = 0
         self._users = 0
         self._held = 0
+        self.ended: set[str] = set()
 
     @contextmanager
     def address(self, nbytes: int) -> Iterator[str]:
@@ -40,6 +41,7 @@ class _OwnServer:
                     self._cluster, self._held = thread.submit(_started).result(), 0
             self._users += 1
             address = str(self._cluster.address)
+            self.ended.discard(address)
         try:
             yield address
         finally:
@@ -52,6 +54,7 @@ class _OwnServer:
     def stop(self) -> None:
         if self._cluster is not None and self._process == os.getpid():
             cluster, self._cluster = self._cluster, None
+            self.ended.add(str(cluster.address))
             cluster.stop()
 
 
@@ -69,6 +72,11 @@ def own_address(nbytes: int) -> AbstractContextManager[str]:
         ProcessFailed, TimeoutError, OSError: as ``psctl.LocalCluster``, when it cannot be started.
     """
     return _server.address(nbytes)
+
+
+def has_ended(address: str) -> bool:
+    """Return whether a server of this process's own was there, and is no more, nor what was left there."""
+    return address in _server.ended
 
 
 def _started() -> Any:

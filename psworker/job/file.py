@@ -26,8 +26,9 @@ def load_job(path: Path | None, overrides: Sequence[str], otherwise: Sequence[st
         _override(document, override)
     for override in otherwise:
         section, _, key = override.partition("=")[0].partition(".")
-        if key not in document.get(section, {}):
-            _override(document, override)
+        table = document.get(section, {})
+        if not isinstance(table, dict) or key not in table:
+            _override(document, override)  # which says what is wrong with a section that is none
     return job_of(document)
 
 

@@ -359,7 +359,7 @@ class StreamTrainer:
 
     async def _react(self, truce: Truce, rise: float, examples: int) -> None:
         reaction = self._settings.on_drift
-        acts = await self._client.drift(truce.acted)
+        acts = await self._client.drift(self._client.drifts if reaction == "report" else truce.acted)
         truce.hear(self._client.drifts, examples)
         if not acts and reaction != "report":
             return  # another worker was first

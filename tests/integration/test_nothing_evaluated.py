@@ -36,8 +36,8 @@ MODULES = {
 
 BUILT_IN = {"eval", "exec", "compile", "__import__"}
 YAML = {"load", "load_all", "full_load", "unsafe_load"}
-LOADS_BY_NAME = {"psworker/models/load.py"}
-"""Imports a module that a worker's own job file names; see below."""
+LOADS_BY_NAME = {"psworker/models/load.py", "psctl/cli.py"}
+"""Import a module that a worker's own job file names, see below; and the one of a command, from a list."""
 
 
 def sources() -> Iterator[tuple[str, ast.Module]]:
@@ -95,7 +95,9 @@ def test_no_module_can_unpickle_or_evaluate_anything() -> None:
     found = {name: list(dangers(tree)) for name, tree in seen.items()}
     by_name = {name for name, what in found.items() if any("import_module" in one for one in what)}
     assert by_name == LOADS_BY_NAME
-    assert {name: what for name, what in found.items() if what and name not in LOADS_BY_NAME} == {}
+    for name in LOADS_BY_NAME:
+        found[name] = [one for one in found[name] if "import_module" not in one]
+    assert {name: what for name, what in found.items() if what} == {}
 
 
 @pytest.mark.parametrize(

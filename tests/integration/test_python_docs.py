@@ -60,4 +60,4 @@ def test_the_torch_network(tmp_path: Path) -> None:
 
 
 def test_each_example_is_run_here() -> None:
-    assert len(re.findall("```python", DOCUMENT)) == len(EXAMPLES) == 5
+    assert len(re.findall("```python", DOCUMENT)) == len(EXAMPLES) == 6

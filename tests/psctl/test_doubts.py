@@ -96,3 +96,11 @@ def test_what_there_were_no_rows_for() -> None:
     assert "raise [eval] holdout" in nothing_held_out
     (one_class,) = said(progress({"loss": 0.1, "log-loss": 0.1, "accuracy": 1.0}), CLASSES)
     assert "of one class" in one_class
+
+
+def test_models_of_ones_own_need_not_say_their_auc() -> None:
+    assert said(progress({"loss": 0.1, "accuracy": 0.9}), CLASSES, "model.kind=mine:Model") == ()
+
+
+def test_a_loss_that_was_0_may_rise_a_little() -> None:
+    assert said(progress({"loss": 0.0}, {"loss": 1e-5})) == ()

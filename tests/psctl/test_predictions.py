@@ -26,6 +26,11 @@ def test_numbers_have_as_many_digits_as_they_are_worth() -> None:
     assert text_of("json", [row], ()) == '{"prediction": 0.1}\n'
 
 
+def test_what_json_has_no_number_for_is_null() -> None:
+    (row,) = in_order(np.array([np.nan], np.float32), None, {}, ())
+    assert text_of("json", [row], ()) == '{"prediction": null}\n'
+
+
 def test_names_are_quoted_where_csv_needs_it() -> None:
     assert header("csv", ["a,b", "c"]) == 'prediction,"p(a,b)",p(c)\n'
     assert text_of("csv", [Predicted("a,b", [0.5, 0.5])], ["a,b", "c"]) == '"a,b",0.5,0.5\n'

@@ -346,9 +346,13 @@ def test_fields_where_the_stream_has_no_header(tmp_path: Path, text: str) -> Non
 def test_what_does_not_go_together(
     tmp_path: Path, name: str, content: str, data: DataSettings, error: type[Exception], reason: str
 ) -> None:
-    with pytest.raises(error) as caught:
-        pieces(write(tmp_path / name, content), data)
-    assert reason in str(caught.value)
+    packed = tmp_path / f"{name}.gz"
+    packed.write_bytes(gzip.compress(content.encode()))
+    for path in (write(tmp_path / name, content), packed):
+        with pytest.raises(error) as caught:
+            pieces(path, data)
+        assert reason in str(caught.value)
+        assert "cannot be unpacked" not in str(caught.value)
 
 
 def test_arrays_that_do_not_fit(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from psworker.errors import DataError
-from tests.psworker.data.reading import opened, read_all
+from tests.psworker.data.reading import opened, read_all, surveyed
 
 BAD = [
     ("1,2", "fields", "line 3: the row has 2 values, the header 3"),
@@ -61,6 +61,22 @@ def test_the_first_bad_row_is_told_whatever_is_wrong_with_it(tmp_path: Path) -> 
 def test_skipped_rows_of_a_missing_number_do_not_hide_others(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="line 4"):
         read_all(opened(source=write(tmp_path, ",2,0", "x,2,0"), missing="skip"))
+
+
+def test_a_survey_counts_no_row_that_training_counts(tmp_path: Path) -> None:
+    rows = [f"{row},{row},0" for row in range(20)]
+    source = opened(
+        source=write(tmp_path, *rows, "x,1,0", "3,x,0"),
+        on_error="skip",
+        scale="standard",
+        partition="hash:a",
+        parts=2,
+    )
+    informed = surveyed(source)
+    assert informed.skipped == {}
+    for part in range(2):
+        informed.read(0, "train", part)
+    assert informed.skipped == {"number": 2}
 
 
 def test_a_row_that_is_left_out_does_not_change_which_others_are_held_out(tmp_path: Path) -> None:

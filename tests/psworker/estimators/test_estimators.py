@@ -178,6 +178,17 @@ def test_ratings_of_new_users_and_items_come_later(cluster: Elsewhere) -> None:
     assert found.score(x, y) > 0.9
 
 
+def test_new_users_and_a_training_that_fails_leave_a_model_that_fits(cluster: Elsewhere) -> None:
+    x, y = ratings()
+    early = (x[:, 0] < 120) & (x[:, 1] < 20)
+    found = MatrixFactorization(2, 0.01, cluster=cluster.address, random_state=0).fit(x[early], y[early])
+    before = found.predict(x[early])
+    for settings in ({"batch_size": 0}, {"batch_size": 32, "optimizer": "sgd", "lr": 1e30}):
+        with pytest.raises(ValueError, match=r"batch_size|diverged"):
+            found.set_params(**settings).partial_fit(x, y)
+        np.testing.assert_allclose(found.predict(x[early]), before)
+
+
 @pytest.mark.parametrize(
     ("x", "message"),
     [([[1, 2, 3]], "X has 3 columns; expected two"), ([[1.5, 2.0]], "X has 1.5; ids are whole numbers")],
@@ -397,7 +408,9 @@ def test_a_job_that_cannot_be_dropped_is_told_of(
 
 
 @pytest.mark.xdist_group("estimators")
-def test_without_a_cluster_there_is_one_until_much_has_gathered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_cluster_there_is_one_until_much_has_gathered(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     server = own_cluster._OwnServer()
     monkeypatch.setattr(own_cluster, "_server", server)
     x, y = numbers()
@@ -407,11 +420,15 @@ def test_without_a_cluster_there_is_one_until_much_has_gathered(monkeypatch: pyt
         first = server._cluster
         assert model.partial_fit(x, y).n_iter_ == 2
         assert server._cluster is first
+        held = server._held
+        assert model.partial_fit(x, y).n_iter_ == 3
+        assert server._held == held, "the job that is kept is the same"
         monkeypatch.setattr(own_cluster, "_MOST", 0)
         model.partial_fit(x, y)
         assert server._cluster is None
         assert all(one.returncode is not None for one in first.servers)
-        assert model.partial_fit(x, y).n_iter_ == 4  # on a server that knows nothing of it
+        assert model.partial_fit(x, y).n_iter_ == 5  # on a server that knows nothing of it
+        assert not [one for one in caplog.records if one.name == "psworker.estimators.passes"]
     finally:
         server.stop()
     assert not [one for one in threading.enumerate() if one.name == "asyncps"]

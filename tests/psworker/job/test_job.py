@@ -79,6 +79,11 @@ def test_settings_may_be_those_of_nobody_else(tmp_path: Path) -> None:
     assert dict(job.optimizer.settings) == {"lr": 0.5}
 
 
+def test_a_section_that_is_none_is_an_error_there_too(tmp_path: Path) -> None:
+    with pytest.raises(JobError, match="train"):
+        load_job(write(tmp_path, "train = 5\n"), [], ["train.workers=2"])
+
+
 def test_every_key_is_read(tmp_path: Path) -> None:
     assert load_job(write(tmp_path, FULL), []) == HOUSES
 

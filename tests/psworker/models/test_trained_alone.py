@@ -72,7 +72,8 @@ def compare(
         ("linear-exact", linear_model.LinearRegression(), {"epochs": 1}),
         ("lasso", linear_model.Lasso(alpha=0.1), {"l1": 0.1}),
         ("elastic-net", linear_model.ElasticNet(alpha=0.2), {"l1": 0.1, "l2": 0.1}),
-        ("mlp", neural_network.MLPRegressor(hidden_layer_sizes=(), alpha=0.0, max_iter=500, tol=0.0),
+        ("mlp",
+         neural_network.MLPRegressor(hidden_layer_sizes=(), alpha=0.0, max_iter=500, tol=0.0, random_state=0),
          {"hidden": (), "optimizer": Adam(lr=0.01)}),
     ],
 )  # fmt: skip

@@ -158,14 +158,6 @@ async def test_a_stream_that_ends_is_finished(monkeypatch: pytest.MonkeyPatch) -
     assert metrics.registry.get_sample_value("psworker_examples_total") == SOME
 
 
-async def test_nobody_waits_for_more_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("psworker.online.trainer._MORE_EVERY", 1e6)
-    streams = Lists([numbers(SOME), numbers(SOME)])
-    async with running_cluster() as cluster, joined(cluster.address, streams) as client:
-        await trainer(client, Counting(), streams).run(SGD())
-        assert await counted(client) == [2 * SOME, 2 * sum(range(SOME))]
-
-
 @pytest.mark.parametrize("shards", [1, 2])
 async def test_all_partitions_are_read_by_as_few_as_there_are(shards: int) -> None:
     streams = Lists([numbers(30, 100 * one) for one in range(5)])

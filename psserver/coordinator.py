@@ -83,6 +83,9 @@ _log = logging.getLogger(__name__)
 
 _MOST_BACKUP: Final = 1 << 20
 
+_MOST_DRIFTS_UNDONE: Final = 1 << 20
+"""Drifts that a worker may know of, and the state that was gone back to may not."""
+
 _SKIPPED: Final = 1000
 """Incarnations and epochs that may have been used, and forgotten: the log did not come to hold them."""
 
@@ -830,12 +833,14 @@ class Coordinator:
         """Let the first worker that has found a drift act on it, and raise the rate; or lower it again.
 
         Raises:
-            BadRequest: the job learns from no stream.
+            BadRequest: the job learns from no stream, or nobody can know of so many drifts.
         """
         job, worker = self._worker(session, call.connection)
         plan = self._ledger(job).plan
         if not plan.stream:
             raise BadRequest("a job whose data is in chunks has no drifts", field="op", value=request.op)
+        if request.known > job.drifts.count + _MOST_DRIFTS_UNDONE:
+            raise BadRequest("there were not so many drifts", field="known", value=request.known)
         former, rate = job.drifts, job.rate
         if request.over:
             if job.rate == plan.raised_rate and request.known == job.drifts.count:
@@ -942,10 +947,13 @@ class Coordinator:
         return self._worker(session, connection)
 
     def keep_rates(self, restored: Mapping[str, Job], diverged: str, back: Return) -> None:
-        """Have the jobs that are taken from a checkpoint keep their rates; the diverged one's is lower."""
+        """Have the jobs that are taken from a checkpoint keep their rates; the diverged one's is lower.
+
+        What rates were raised for is kept with them: else nobody would lower them.
+        """
         for name in restored.keys() & self._jobs.keys():
             job, former = restored[name], self._jobs[name]
-            job.rate, job.returns = former.rate, former.returns
+            job.rate, job.returns, job.drifts = former.rate, former.returns, former.drifts
             if name == diverged:
                 job.rate, job.returns = back.rate, (*former.returns, back)
 

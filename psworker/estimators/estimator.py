@@ -207,8 +207,8 @@ class ServedEstimator(BaseEstimator):  # type: ignore[misc]
         if self.cluster is not None:
             return nullcontext(_address_of(self.cluster))
         nbytes = _COPIES * sum(value.nbytes for value in self.parameters_.values())
-        is_another = keeps and "_job" not in self.__dict__  # the one that is kept is counted
-        return own_address(nbytes + _OVERHEAD if is_another else 0)
+        is_there = "_job" in self.__dict__ and not has_ended(self._job[0].address)  # and is counted
+        return own_address(nbytes + _OVERHEAD if keeps and not is_there else 0)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy goes on from: the parameters, but not the job, and of a cluster the address."""

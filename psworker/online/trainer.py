@@ -132,6 +132,7 @@ class StreamTrainer:
                     await self._work()
                 except Fenced:
                     self._served = None  # what was there may be gone: create it again
+                    self._truce = None  # a former state may be back, with a rate that was raised in it
                 else:
                     return
         finally:
@@ -352,7 +353,7 @@ class StreamTrainer:
         """Take note of what other workers have acted on, as the heartbeats tell."""
         if self._truce is None:
             settings = self._settings
-            self._truce = Truce(settings.cooldown, settings.raised_for, self._client.drifts)
+            self._truce = Truce(settings.cooldown, settings.raised_for, self._client.drifts, examples)
         elif self._settings.on_drift != "report":
             self._truce.hear(self._client.drifts, examples)
         return self._truce

@@ -20,15 +20,16 @@ class Truce:
     Args:
         quiet: examples.
         raised_for: examples after which what was raised is lowered.
-        acted: drifts of the job that were acted on before this worker began.
+        acted: drifts of the job that were acted on before this worker began, or joined again.
+        since: how many examples it had learnt from then.
     """
 
-    def __init__(self, quiet: int, raised_for: int, acted: int) -> None:
+    def __init__(self, quiet: int, raised_for: int, acted: int, since: int = 0) -> None:
         self._quiet = quiet
         self._raised_for = raised_for
         self.acted = acted
-        self._quiet_until = quiet
-        self._lower_at: int | None = raised_for if acted else None
+        self._quiet_until = since + quiet
+        self._lower_at: int | None = since + raised_for if acted else None
 
     def hear(self, acted: int, examples: int) -> bool:
         """Hear how many drifts were acted on by anybody; return whether there was a new one."""

@@ -1,11 +1,14 @@
 """Streams that drift: one worker acts on a drift, and the rate is raised, by no more than the plan says."""
 
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from protocol.errors import BadRequest
+from protocol.errors import BadRequest, Fenced
 from protocol.messages import Plan, Set
+from protocol.optimizers import SGD
 from psserver.coordinated_job import Drifts
 from psworker.asking import change, fetch_status
 from psworker.client import connect
@@ -73,6 +76,37 @@ async def test_a_drift_outlives_the_coordinator(tmp_path: Path) -> None:
             await client.pull([])
         (job,) = (await fetch_status(*cluster.endpoint)).jobs
         assert (job.drifts, job.rate) == (1, 3.0)
+
+
+async def test_a_raised_rate_can_be_lowered_after_another_job_has_gone_back(tmp_path: Path) -> None:
+    async with (
+        durable_cluster(tmp_path, 1) as cluster,
+        connect(cluster.address, job="stream", plan=PLAN) as client,
+        connect(cluster.address, job="other") as other,
+    ):
+        await other.create("w", np.zeros(3), SGD(1.0))
+        await cluster.checkpoint()
+        await client.drift(0)
+        await other.diverged(math.nan)
+        with pytest.raises(Fenced):
+            await client.drift_over(1)
+        await client.rejoin()
+        assert client.drifts == 1
+
+        async def rate() -> float:
+            status = await fetch_status(*cluster.endpoint)
+            return next(job.rate for job in status.jobs if job.name == "stream")
+
+        assert await rate() == 3.0
+        await client.drift_over(1)
+        assert await rate() == 1.0
+
+
+async def test_nobody_knows_of_more_drifts_than_there_can_have_been() -> None:
+    async with running_cluster() as cluster, connect(cluster.address, plan=PLAN) as client:
+        with pytest.raises(BadRequest, match="not so many"):
+            await client.drift(2**63 - 1)
+        assert (await cluster.job()).drifts == 0
 
 
 async def test_a_job_whose_data_is_in_chunks_has_none() -> None:

@@ -3,7 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from psworker.data import open_source
 from psworker.errors import DataError
+from psworker.job import DataSettings
 from tests.psworker.data.reading import opened, read_all, surveyed
 
 BAD = [
@@ -65,13 +67,9 @@ def test_skipped_rows_of_a_missing_number_do_not_hide_others(tmp_path: Path) -> 
 
 def test_a_survey_counts_no_row_that_training_counts(tmp_path: Path) -> None:
     rows = [f"{row},{row},0" for row in range(20)]
-    source = opened(
-        source=write(tmp_path, *rows, "x,1,0", "3,x,0"),
-        on_error="skip",
-        scale="standard",
-        partition="hash:a",
-        parts=2,
-    )
+    path = write(tmp_path, *rows, "3,x,0", "4,x,0")
+    data = DataSettings(source=path, on_error="skip", scale="standard", partition="hash:a")
+    source = open_source(data, seed=0, holdout=0.0, parts=2)
     informed = surveyed(source)
     assert informed.skipped == {}
     for part in range(2):

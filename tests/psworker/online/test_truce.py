@@ -30,6 +30,14 @@ def test_what_was_raised_is_lowered_once() -> None:
     assert not truce.lowers(1051)
 
 
+def test_who_joins_again_counts_from_there() -> None:
+    truce = Truce(100, 50, 2, since=1000)
+    assert not truce.watches(1099)
+    assert truce.watches(1100)
+    assert not truce.lowers(1049)
+    assert truce.lowers(1050)
+
+
 def test_who_comes_later_lowers_what_another_has_raised() -> None:
     truce = Truce(100, 50, 2)
     assert not truce.lowers(49)

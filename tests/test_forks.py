@@ -2,7 +2,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,16 @@ def start(
     )  # fmt: skip
 
 
+@contextmanager
+def ended(process: "subprocess.Popen[str]") -> Iterator["subprocess.Popen[str]"]:
+    """The process, which does not outlive a test that fails."""
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 def command_line(process: "subprocess.Popen[str]") -> str:
     return Path(f"/proc/{process.pid}/cmdline").read_text()
 
@@ -33,7 +44,7 @@ def command_line(process: "subprocess.Popen[str]") -> str:
 def test_a_daemon_is_a_process_of_its_own(
     options: tuple[str, ...], number: int, code: int, tmp_path: Path
 ) -> None:
-    with start(*SERVER, cwd=tmp_path, options=options) as process:
+    with ended(start(*SERVER, cwd=tmp_path, options=options)) as process:
         assert process.stderr is not None
         assert ": ready " in process.stderr.readline()
         assert ("tests.forks" in command_line(process)) == (not options)
@@ -46,7 +57,7 @@ def test_a_daemon_is_a_process_of_its_own(
 
 @pytest.mark.parametrize("options", [(), TRULY], ids=["forked", "started"])
 def test_it_notices_the_end_of_its_standard_input(options: tuple[str, ...], tmp_path: Path) -> None:
-    with start(*SERVER, "--stop-with-stdin", cwd=tmp_path, options=options) as process:
+    with ended(start(*SERVER, "--stop-with-stdin", cwd=tmp_path, options=options)) as process:
         _, said = process.communicate(timeout=60)
     assert process.returncode == 0
     assert "standard input has ended" in said
@@ -76,6 +87,5 @@ def test_it_says_the_same_and_ends_the_same(
 
 
 def test_what_python_reads_when_it_starts_needs_a_start(tmp_path: Path) -> None:
-    with start(*SERVER, cwd=tmp_path, env=os.environ | {"PYTHONDEVMODE": "1"}) as process:
+    with ended(start(*SERVER, cwd=tmp_path, env=os.environ | {"PYTHONDEVMODE": "1"})) as process:
         assert "tests.forks" not in command_line(process)
-        process.kill()

@@ -276,9 +276,10 @@ class KeptJob:
 
 @dataclass(frozen=True, slots=True)
 class KeptJobs:
-    """All jobs that there are."""
+    """All jobs that there are; no incarnation of a worker above ``issued`` was of a job that was dropped."""
 
     jobs: tuple[KeptJob, ...]
+    issued: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,8 @@ class Job:
     learning rates are multiplied by, ``returns`` are those after divergence. ``furthest`` is the last
     step that was begun before the job was restored. ``leaving`` are the names of those who are out, and whose
     chunks are to be taken back when all shards have been told. ``told`` is what a shard that was away is
-    told; all of it is durable. ``born`` is as in ``protocol.messages.KeptJob``.
+    told; all of it is durable. ``born`` is as in ``protocol.messages.KeptJob``. ``is_gone`` is set when it is
+    durable that the job was dropped.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Job:
     began: float
     born: int = 0
     is_dropped: bool = False
+    is_gone: asyncio.Event = field(default_factory=asyncio.Event)
     since: int = 0
     rate: float = 1.0
     returns: tuple[Return, ...] = ()

@@ -89,6 +89,9 @@ _MOST_DRIFTS_UNDONE: Final = 1 << 20
 _SKIPPED: Final = 1000
 """Incarnations and epochs that may have been used, and forgotten: the log did not come to hold them."""
 
+_NAMES_KEPT: Final = 10_000
+"""Names of jobs that were dropped, of which it is known which incarnations their workers had."""
+
 
 def _nothing() -> None:
     """Do nothing."""
@@ -108,7 +111,6 @@ class Coordinator:
         links: the servers.
         serving: set while all servers are there, or have been, with the state that they should have.
         changes: how often the jobs have changed.
-        issued: no incarnation above it was of a job that was dropped.
         durability: tells what outlives the servers; without a storage, nothing.
     """
 
@@ -135,8 +137,9 @@ class Coordinator:
         self._told: Array | None = None  # the status, as it is told in this turn of the event loop
         self._untold: list[Callable[[], None]] = []  # decisions that became durable while a cut was prepared
         self.serving = asyncio.Event()
-        self.changes = self.issued = 0
-        self._dropping: dict[str, asyncio.Event] = {}  # jobs that are, until that is durable
+        self.changes = self._skipped = 0
+        self._dropping: dict[str, Job] = {}  # jobs that are, until that is durable
+        self._former: dict[str, int] = {}  # the highest incarnation of those that were, the latest last
         self.durability: Callable[[], DurabilityStatus] = DurabilityStatus
         self.links = ShardLinks(
             shard, shards, secrets.token_hex(8), settings, self.kept, self._missed, self._has_jobs, clock
@@ -190,8 +193,15 @@ class Coordinator:
             yield from job.told
 
     def kept(self) -> KeptJobs:
+        """Return which jobs the shards are to keep: also those that are dropped, until that is durable."""
+        return self._kept({**self._dropping, **self._jobs}.values())
+
+    def existing(self) -> KeptJobs:
         """Return which jobs there are."""
-        return KeptJobs(tuple([KeptJob(job.name, job.born) for job in self._jobs.values()]))
+        return self._kept(self._jobs.values())
+
+    def _kept(self, jobs: Iterable[Job]) -> KeptJobs:
+        return KeptJobs(tuple([KeptJob(job.name, job.born) for job in jobs]), self._shard.issued)
 
     def _to_be_told(self, job: Job) -> list[Decide | Epoch]:
         return [*job.decisions.again(job.name), self._epoch(job)] if job.workers.started else []
@@ -319,7 +329,7 @@ class Coordinator:
             job.furthest = self._furthest(job)
             for worker in job.workers.live():
                 self._reached(job, worker)
-        return {"jobs": [job_state(job, now) for job in self._jobs.values()], "issued": self.issued}
+        return {"jobs": [job_state(job, now) for job in self._jobs.values()], "issued": self._shard.issued}
 
     def is_held(self, session: Session) -> bool:
         """Return whether what a worker asks for now is after the cut that is being prepared."""
@@ -391,7 +401,7 @@ class Coordinator:
 
     def fence_all(self) -> None:
         """Have all workers join again: some of what was acknowledged may be lost."""
-        self.issued += _SKIPPED
+        self._skipped += _SKIPPED  # of jobs that were lost, too
         for job in self._jobs.values():
             present = [worker for worker in job.workers if worker.present]
             job.workers.skip_incarnations(_SKIPPED)
@@ -506,7 +516,7 @@ class Coordinator:
         freed = self._forget(job)
         failpoint("drop.forgotten")
         then = partial(self._is_dropped, call, job, freed)
-        self._shard.journal.drop([job.name], then, ["job.drop", job.name, self.issued])
+        self._shard.journal.drop([job.name], then, ["job.drop", job.name, self._shard.issued])
 
     async def _drop_later(self, call: Call, session: Session, request: Drop) -> None:
         await self._undisturbed.wait()
@@ -515,8 +525,8 @@ class Coordinator:
     def _forget(self, job: Job) -> int:
         """Have a job be over, here and on this server's shard; return the bytes of memory that this frees."""
         self.changes += 1
-        self.issued = max(self.issued, job.workers.issued)
-        self._dropping[job.name] = asyncio.Event()
+        self._note_dropped(job)
+        self._dropping[job.name] = job
         del self._jobs[job.name]
         self._histories.pop(job.name, None)
         for connection in [c for c, (its, _) in self._at_work.items() if its is job]:
@@ -526,10 +536,34 @@ class Coordinator:
         job.drop()
         return self._shard.drop([job.name]) if job.name in self._shard.jobs else 0
 
+    def _note_dropped(self, job: Job) -> None:
+        """Remember which incarnations the workers of a job had that is dropped."""
+        issued = job.workers.issued
+        self._shard.issued = max(self._shard.issued, issued)
+        self._former.pop(job.name, None)
+        self._former[job.name] = issued
+        if len(self._former) > _NAMES_KEPT:
+            del self._former[next(iter(self._former))]
+
+    def _is_of_dropped(self, name: str, incarnation: int) -> bool:
+        """Return whether a worker of a job of that name worked on one that was dropped.
+
+        After a return to a checkpoint that is known by the name, if the job was dropped while this server
+        runs: its workers, who are all out, may not have heard of that before the return.
+        """
+        found = self._jobs.get(name)
+        born = None if found is None else found.born
+        former = self._former.get(name, 0) if born is None else min(self._former.get(name, 0), born)
+        return incarnation <= former or is_of_dropped(
+            incarnation, self.links.timeline, self._shard.issued, born
+        )
+
     def _is_dropped(self, call: Call, job: Job, freed: int) -> None:
         """Go on when it is durable that a job was dropped: another one may have its name from now on."""
         failpoint("drop.durable")
-        self._dropping.pop(job.name).set()
+        if self._dropping.get(job.name) is job:
+            del self._dropping[job.name]
+        job.is_gone.set()
         told = self.links.keep(self.kept())  # before any shard hears of another one
         _log.info("job %s was dropped", job.name, extra=_about("job.dropped", job))
         self._spawn(call.answer_with(self._answer_dropped(call, job, freed, told)))
@@ -554,13 +588,12 @@ class Coordinator:
 
     def join(self, call: Call, session: Session, request: Join) -> None:
         """Make the client a worker; answer when the job may start."""
-        former = self._jobs.get(request.job or "")
-        born = None if former is None else former.born
-        if request.former is not None and is_of_dropped(request.former, self.links.timeline, born):
+        if request.former is not None and self._is_of_dropped(request.job or "", request.former):
             raise job_dropped(request.job or "")
+        former = self._jobs.get(request.job or "")
         dropped = self._dropping.get(request.job or "")
         if dropped is not None:
-            self._spawn(call.answer_with(self._join_later(dropped, None, call, session, request)))
+            self._spawn(call.answer_with(self._join_later(dropped.is_gone, None, call, session, request)))
             return
         job = self._only_job() if request.job is None else former or self._new_job(request.job, request)
         self._replace_absent(job, request)
@@ -672,7 +705,7 @@ class Coordinator:
     def _new_job(self, name: str, request: Join) -> Job:
         staleness = math.inf if request.staleness is None else request.staleness
         _check_backup(request.backup_workers)
-        born = max(self.issued, first_incarnation(self.links.timeline) - 1)
+        born = max(self._shard.issued, first_incarnation(self.links.timeline) - 1) + self._skipped
         workers = Membership(request.workers or 1, self._settings, born + 1)
         return Job(
             name=name,
@@ -1146,12 +1179,11 @@ class Coordinator:
         return job, worker
 
     def _job_of(self, session: Session) -> Job:
-        found = self._jobs.get(session.job or "")
-        born = None if found is None else found.born
-        if session.incarnation is not None and is_of_dropped(session.incarnation, self.links.timeline, born):
-            raise job_dropped(session.job or "")
-        if session.worker is not None and found is None:
-            raise fenced(session.worker)  # the job went with a timeline that is over
+        name = session.job or ""
+        if session.incarnation is not None and self._is_of_dropped(name, session.incarnation):
+            raise job_dropped(name)
+        if session.worker is not None and name not in self._jobs:
+            raise fenced(session.worker)  # the job went with a timeline that is over, or was lost
         return self._job(session.job)
 
     def _ledger(self, job: Job) -> Ledger:

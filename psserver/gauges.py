@@ -82,8 +82,9 @@ def of_coordinator(coordinator: Coordinator, jobs: Mapping[str, JobStore]) -> Va
     for state in STATES:
         found["psserver_workers", (("state", state),)] = workers[state]
     for name, worker, lag, speed in coordinator.workers_at_work():
-        if worker < _NAMED_WORKERS and name in jobs:
-            labels = (("job", jobs[name].label), ("worker", str(worker)))
+        job = jobs.get(name)  # which may be dropped at any moment
+        if worker < _NAMED_WORKERS and job is not None:
+            labels = (("job", job.label), ("worker", str(worker)))
             found["psserver_worker_lag_steps", labels] = lag
             found["psserver_worker_examples_per_second", labels] = speed
     return found

@@ -22,16 +22,18 @@ def first_incarnation(timeline: int) -> int:
     return (timeline - 1) * _LIVES + 1
 
 
-def is_of_dropped(incarnation: int, timeline: int, born: int | None) -> bool:
+def is_of_dropped(incarnation: int, timeline: int, issued: int, born: int | None) -> bool:
     """Return whether a worker's incarnation is of a job that was dropped.
 
     Args:
         incarnation: the worker's.
         timeline: of the cluster's state; 0: there is none. What went with a former one was not dropped.
+        issued: no incarnation above it was of a job that was dropped. What is not there for another reason
+            was lost: the servers keep nothing, or their machine had a power failure.
         born: that of the job that has the name now; None: there is none.
     """
-    of_now = timeline > 0 and incarnation >= first_incarnation(timeline)
-    return of_now and (born is None or incarnation <= born)
+    limit = issued if born is None else min(issued, born)
+    return timeline > 0 and first_incarnation(timeline) <= incarnation <= limit
 
 
 def fenced(worker: int) -> Fenced:

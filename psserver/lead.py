@@ -28,7 +28,7 @@ from protocol.errors import (
     PSError,
 )
 from protocol.events import about
-from protocol.messages import Checkpointed, Diverged, Empty, Install, Load, Request, Restore
+from protocol.messages import Checkpointed, Diverged, Empty, Install, KeptJob, Load, Request, Restore
 from protocol.status import DurabilityStatus, Return
 from psserver import restoring
 from psserver.call import Call, Spawn
@@ -39,7 +39,7 @@ from psserver.durability import checkpoint, directories
 from psserver.durability.failpoints import failpoint
 from psserver.durability.manifest import Manifest
 from psserver.durability.storage import Storage
-from psserver.incarnations import fenced
+from psserver.incarnations import fenced, job_dropped
 from psserver.jobs import Session
 from psserver.membership import FailureSettings
 from psserver.metrics import ServerMetrics
@@ -94,6 +94,8 @@ class Lead:
         self._spawn = spawn
         self._metrics = metrics
         self._one = asyncio.Lock()
+        self._knows_jobs = False  # the coordinator has those that there are, or they are being replaced
+        self._replacing: tuple[KeptJob, ...] = ()  # those that there were before that
         self.part = ShardPart(shard, persistence, replaced)
         self._jobs = coordinator.checkpoint_jobs()
         self.checkpoints = Checkpoints(persistence, self.part, shard, coordinator.links, self._jobs, metrics)
@@ -137,9 +139,10 @@ class Lead:
             await persistence.run(persistence.set_identity, identity)
         self._links.cluster, self._links.timeline = identity.cluster, identity.timeline
         self.part.goes_on_from_stop = found.unlogged
+        self._knows_jobs = exact
         if exact:
             self._coordinator.take(found.jobs)
-            self._coordinator.issued = found.issued
+            self._shard.issued = found.issued
             if found.lost:
                 self._coordinator.fence_all()
         else:
@@ -184,13 +187,18 @@ class Lead:
         return await self._persistence.run(_complete, self._persistence.storage)
 
     async def _go_back(self) -> None:
-        """Load the newest checkpoint that is sound on all shards, or nothing if there is none at all."""
+        """Load the newest checkpoint that is sound on all shards, or nothing if there is none at all.
+
+        A log tells which jobs were dropped since the checkpoint: they stay so.
+        """
         numbers = await self._numbers()
         restored = await self._load_newest(self._persistence.storage, "", numbers)
         if restored is None:
-            restored = restoring.nothing(len(self._links))
+            restored = restoring.nothing(len(self._links), self._links.timeline + 1)
             await self._load(restored)
             _log.warning("there is no checkpoint: the cluster begins anew", extra=about("state.replaced"))
+        if self._knows_jobs and self._shard.journal.log is not None:
+            restored = restored.only((*self._replacing, *self._coordinator.existing().jobs))
         await self._install(restored, is_foreign=False)
 
     async def _load_newest(self, storage: Storage, url: str, numbers: Sequence[int]) -> Restored | None:
@@ -244,14 +252,15 @@ class Lead:
         Unless the servers would find that by themselves the next time, a checkpoint of it is taken: it
         ``is_foreign`` if it is not the newest of their own that is sound.
         """
-        timeline = self._links.timeline + 1
+        timeline = restored.timeline
         self._coordinator.pause()
         self._links.must_load = True  # until all is done
+        self._replacing += self._coordinator.existing().jobs
         self.part.install(timeline)
         self._coordinator.take(restored.jobs)
         self._links.timeline = timeline
         await self._links.ask_all(Install(timeline))
-        await self._links.keep(self._coordinator.kept())  # what was loaded may be more
+        await self._links.keep(self._coordinator.existing())  # what was loaded may be more
         self._begin_checkpoints(timeline)
         # A log goes on from a checkpoint of this timeline, too; what it held before is of no use.
         if is_foreign or self._shard.journal.log is not None:
@@ -261,6 +270,7 @@ class Lead:
         identity = Identity(self._links.cluster, timeline)
         await self._persistence.run(self._persistence.set_identity, identity)
         self._links.must_load = False
+        self._knows_jobs, self._replacing = True, ()
 
     def _begin_checkpoints(self, timeline: int) -> None:
         self._shard.timeline = timeline
@@ -304,7 +314,7 @@ class Lead:
         async with self._one:
             job, _ = self._coordinator.work_of(session, call.connection)
             last = self.checkpoints.last
-            if last is None or all(saved.name != job.name for saved in last.jobs):
+            if last is None or all((saved.name, saved.born) != (job.name, job.born) for saved in last.jobs):
                 await self.checkpoints.take()
         call.reply(Empty())
 
@@ -315,6 +325,7 @@ class Lead:
 
         Raises:
             Fenced: it is done: the worker is to join again.
+            JobDropped: the job was dropped while its checkpoint was read.
             HasDiverged: there is no checkpoint of the job, or it has gone back too often.
             CheckpointUnusable: none can be read; nothing has changed.
             NotReady: a server is away, which would have to take part.
@@ -330,8 +341,10 @@ class Lead:
             )  # fmt: skip
             label = self._shard.jobs[job.name].label
             restored = await self._load_good(job, request)
+            if job.is_dropped:
+                raise job_dropped(job.name)  # and all others stay what they are
             # The checkpoint is of the cluster: it may hold jobs that were dropped since.
-            await self._install(restored.only(self._coordinator.kept()), is_foreign=True)
+            await self._install(restored.only(self._coordinator.existing().jobs), is_foreign=True)
             self._metrics.divergences[label] += 1
             self._begin(self._links.timeline)
         raise fenced(worker.id)
@@ -358,7 +371,7 @@ class Lead:
                 value=diverged.loss,
             )
         number = restored.manifest.header.checkpoint
-        back = Return(diverged.step, diverged.loss, number, timeline + 1, job.lower_rate)
+        back = Return(diverged.step, diverged.loss, number, restored.timeline, job.lower_rate)
         self._coordinator.keep_rates(restored.jobs, job.name, back)
         return restored
 

@@ -57,7 +57,7 @@ class ShardLinks:
         count: how many servers make the cluster.
         cluster: the name of this cluster; a server with another's state is refused.
         settings: when silence is death.
-        kept: returns which jobs there are.
+        kept: returns which jobs a server keeps that it has.
         missed: returns what a server that was away may have missed of them.
         has_jobs: returns whether there is any state that a server would have to have.
         now: seconds, monotonic.
@@ -347,7 +347,7 @@ class ShardLinks:
                 link.connection.notify(decision)
 
     def keep(self, kept: KeptJobs) -> Coroutine[Any, Any, tuple[int, tuple[int, ...]]]:
-        """Tell every shard which jobs there are, at once; it forgets all others.
+        """Tell every shard which jobs to keep, at once; it forgets all others.
 
         Returns:
             What is to be awaited: the bytes of memory that this has freed, when it is durable, and which

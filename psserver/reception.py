@@ -19,6 +19,7 @@ from protocol.errors import NotReady, PSError, ShuttingDown
 from protocol.frames import HELLO_HEADER
 from protocol.messages import (
     Checkpoint,
+    Drop,
     Ended,
     Hello,
     JoinShard,
@@ -37,7 +38,9 @@ __all__ = ["Reception", "ReceptionSettings"]
 
 _log = logging.getLogger(__name__)
 
-_OF_OPERATORS: Final = frozenset((Ping, Status, Set, Checkpoint, Restore, JoinShard, ShardBeat, Ended, Saved))
+_OF_OPERATORS: Final = frozenset(
+    (Ping, Status, Set, Drop, Checkpoint, Restore, JoinShard, ShardBeat, Ended, Saved)
+)
 """What may be asked for on the places that are kept: what operators and other servers ask for."""
 
 _STALLED: Final = 1024 * 1024 * 1024

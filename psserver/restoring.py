@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from protocol.messages import KeptJobs, LoadedJob, LoadedTensor, LoadPlan, Spec
+from protocol.messages import KeptJob, LoadedJob, LoadedTensor, LoadPlan, Spec
 from protocol.optimizers import optimizer_from_spec
 from psserver.coordinated_job import Job
 from psserver.coordinator_state import restored_jobs
@@ -22,23 +22,25 @@ __all__ = ["Restored", "nothing", "read"]
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """A checkpoint as the coordinator takes it up: its jobs, and what each shard is to load."""
+    """A checkpoint as the coordinator takes it up: its jobs, and what each shard is to load.
+
+    ``timeline`` is the new one that begins with it.
+    """
 
     manifest: Manifest | None
     jobs: dict[str, Job]
     plans: tuple[LoadPlan, ...]
+    timeline: int
 
-    def only(self, kept: KeptJobs) -> Restored:
+    def only(self, kept: Iterable[KeptJob]) -> Restored:
         """Return the same with these jobs only; the shards may have loaded more."""
-        born = {job.name: job.born for job in kept.jobs}
-        return replace(
-            self, jobs={name: job for name, job in self.jobs.items() if born.get(name) == job.born}
-        )
+        there = {(job.name, job.born) for job in kept}
+        return replace(self, jobs={name: job for name, job in self.jobs.items() if (name, job.born) in there})
 
 
-def nothing(shards: int) -> Restored:
+def nothing(shards: int, timeline: int) -> Restored:
     """Return what a cluster becomes that has lost everything: it is empty."""
-    return Restored(None, {}, (LoadPlan("", None, "", 0, shards, ()),) * shards)
+    return Restored(None, {}, (LoadPlan("", None, "", 0, shards, ()),) * shards, timeline)
 
 
 def read(
@@ -53,12 +55,14 @@ def read(
         shards: of the cluster; another number than the checkpoint's places all tensors anew.
         failure: when silence is death.
         now: the time.
-        timeline: the new one.
+        timeline: that would come next; the new one is also above the checkpoint's, which may be another
+            cluster's: no incarnation of its jobs may be issued again.
 
     Raises:
         CheckpointUnusable: a file is missing or damaged.
     """
     manifest = checkpoint.read_manifest(storage, number)
+    timeline = max(timeline, manifest.header.timeline + 1)
     state = checkpoint.read_coordinator_state(storage, number, manifest=manifest).state
     jobs = restored_jobs(state, shards, failure, now)
     updates = {job.name: job.updates for job in manifest.jobs}
@@ -80,7 +84,7 @@ def read(
         )
         for shard in range(shards)
     )
-    return Restored(manifest, jobs, plans)
+    return Restored(manifest, jobs, plans, timeline)
 
 
 def _place_anew(jobs: Iterable[Job], shards: int) -> None:

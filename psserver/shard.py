@@ -114,6 +114,7 @@ class Shard:
         number: this shard's, for the status.
         longest: bytes of a reply's payload at most.
         timeline: of its state; 0: it has none yet.
+        issued: no incarnation above it was of a job that was dropped, as far as this shard has heard.
         journal: what has to be durable before it is acknowledged goes there.
         latest_load: what ``load`` returned last.
     """
@@ -128,6 +129,7 @@ class Shard:
         self.jobs: dict[str, JobStore] = {}
         self.number = 0
         self.timeline = 1
+        self.issued = 0
         self.longest = 1 << 30
         self.journal = Journal()
         self._steps: dict[str, Steps] = {}
@@ -178,6 +180,7 @@ class Shard:
 
     def keep(self, kept: KeptJobs) -> tuple[list[str], int]:
         """Drop all jobs but these, as ``drop`` does; return which, and how many bytes that frees."""
+        self.issued = max(self.issued, kept.issued)
         born = {job.name: job.born for job in kept.jobs}
         others = [name for name, job in self.jobs.items() if born.get(name) != job.born]
         return others, self.drop(others)
@@ -831,9 +834,9 @@ class Shard:
         """Return the error for whoever asks for something of a job that is not there any more."""
         if session.worker is None or session.incarnation is None:
             return UnknownJob("join or attach to a job first", field="job", value=session.job)
-        if is_of_dropped(session.incarnation, self.timeline, born):
+        if is_of_dropped(session.incarnation, self.timeline, self.issued, born):
             return job_dropped(session.job or "")
-        return fenced(session.worker)  # the job went with a timeline that is over
+        return fenced(session.worker)  # the job went with a timeline that is over, or was lost
 
     def _allocate(self, parts: Sequence[Part]) -> Sequence[Array]:
         return [self._pool.empty(part.elements, DTYPES[part.dtype]) for part in parts]

@@ -3,9 +3,10 @@
 import asyncio
 import gc
 import math
+import shutil
 import weakref
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Collection, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -27,9 +28,11 @@ from protocol.messages import Create, Dropped, Join, Joined, Plan, Pull, Push, P
 from protocol.optimizers import SGD, Add, Momentum, spec_of
 from protocol.tensors import Part
 from psserver import checkpoints
+from psserver import coordinator as coordinators
 from psserver.durability.failpoints import configure
 from psserver.durability.log import UpdateLog
 from psserver.membership import FailureSettings
+from psserver.restoring import Restored
 from psserver.server import Server
 from psserver.shard import Shard
 from psworker import SparseGradient
@@ -301,6 +304,77 @@ async def test_a_worker_that_was_out_does_not_make_it_anew() -> None:
         assert names(*cluster.servers) == [{JOB}]
 
 
+async def test_a_job_that_servers_lost_which_keep_nothing_was_not_dropped() -> None:
+    async with running_cluster(2) as cluster:  # as after a start again: nothing is known of a worker 0
+        for server in cluster.servers:
+            address = await _address(cluster, server)
+            async with connected(address, hello(JOB, 0, 1)) as late, refused(Fenced):
+                await late.request(Pull(("w",)))
+        async with connected(cluster.address, hello(JOB, 0, 1)) as late, refused(Fenced):
+            await late.request(Create("w", Spec("float32", (SIZE,), spec_of(Add()))))
+        async with connected(cluster.address, hello()) as worker:
+            joined: Joined
+            joined, _ = await worker.request(Join("token", JOB, former=1))
+            assert joined.job == JOB
+
+
+async def test_a_job_that_went_with_a_power_failure_was_not_dropped() -> None:
+    async with running_cluster() as cluster:
+        await make_and_leave(cluster)
+        await dropped(cluster)
+        coordinator = cluster.servers[0]._coordinator
+        assert coordinator is not None
+        coordinator.fence_all()  # as when the newest part of the log is lost
+        async with connected(cluster.address, hello("lost", 0, 2)) as late:
+            async with refused(Fenced):
+                await late.request(Pull(("w",)))
+            async with connect(cluster.address, "lost") as client:
+                assert client.joined is not None
+                assert client.joined.incarnation > 1000, "none that may have been issued is issued again"
+                async with refused(Fenced):
+                    await late.request(Pull(("w",)))
+
+
+async def test_who_has_to_join_again_after_a_return_does_not_make_a_job_anew_that_was_dropped(
+    tmp_path: Path,
+) -> None:
+    async with durable_cluster(tmp_path, 2, "snapshot") as cluster:
+        async with connect(cluster.address, "stays") as other, connect(cluster.address, JOB) as client:
+            await make(other)
+            await make(client)
+            first = await cluster.checkpoint()
+            assert client.joined is not None
+            former = client.joined.incarnation
+            await other.diverged(math.inf)
+        async with connected(cluster.address, hello()) as again:
+            await dropped(cluster)  # its worker is out
+            async with refused(JobDropped):
+                await again.request(Join("token", JOB, former=former))
+            assert await state(cluster) == [{"stays"}] * 3
+            await make_and_leave(cluster)
+            async with refused(JobDropped):
+                await again.request(Join("token", JOB, former=former))
+        await cluster.restore(tmp_path, checkpoint=first.checkpoint)
+        async with connected(cluster.address, hello()) as again:
+            joined: Joined
+            joined, _ = await again.request(Join("token", JOB, former=former))
+            assert joined.incarnation > former
+
+
+async def test_not_all_names_of_jobs_that_were_dropped_are_remembered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(coordinators, "_NAMES_KEPT", 2)
+    async with running_cluster() as cluster:
+        for job in ("a", "b", "a", "c"):
+            async with connect(cluster.address, job):
+                pass
+            await dropped(cluster, job)
+        coordinator = cluster.servers[0]._coordinator
+        assert coordinator is not None
+        assert list(coordinator._former) == ["a", "c"]
+
+
 @pytest.mark.parametrize("staleness", [0, math.inf])
 async def test_a_job_is_dropped_and_made_anew_again_and_again_while_it_is_worked_on(staleness: float) -> None:
     async with running_cluster(3) as cluster:
@@ -441,6 +515,34 @@ async def test_if_the_coordinator_dies_it_is_dropped_wholly_or_not_at_all(
             assert ((await client.pull("w")) == (0 if is_done else 1)).all()
 
 
+async def test_each_of_two_goes_only_when_its_own_end_is_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with durable_cluster(tmp_path, 2, "log") as cluster:
+        for job in ("stays", "first", JOB):
+            await make_and_leave(cluster, job)
+        journal = cluster[0]._shard.journal
+        drop = journal.drop
+
+        def drop_others(jobs: Collection[str], *more: Any) -> None:
+            if JOB not in jobs:
+                drop(jobs, *more)
+
+        monkeypatch.setattr(journal, "drop", drop_others)  # this one's does not become durable
+        dropping = asyncio.ensure_future(dropped(cluster))
+        await holds(lambda: JOB not in _jobs(cluster))
+        await dropped(cluster, "first")
+        await cluster.kill(1)
+        await cluster.start(1)  # which is told anew
+        await cluster.kill(0)
+        await asyncio.wait([dropping])
+        assert dropping.exception() is not None
+        await cluster.start(0)
+        await all_have(cluster, {"stays", JOB})
+        async with connect(cluster.address, JOB, observe=True) as observer:
+            assert ((await observer.pull("w")) == 1).all()
+
+
 def _jobs(cluster: DurableCluster) -> dict[str, Any]:
     coordinator = cluster[0]._coordinator
     assert coordinator is not None
@@ -536,6 +638,28 @@ async def test_a_restore_brings_back_what_the_checkpoint_has(tmp_path: Path) -> 
         assert await state(cluster) == [set()] * 3
 
 
+async def test_workers_join_jobs_that_were_made_on_a_later_timeline_of_another_cluster(
+    tmp_path: Path,
+) -> None:
+    async with durable_cluster(tmp_path / "old", 1) as cluster:
+        await make_and_leave(cluster, "stays")
+        first = await cluster.checkpoint()
+        for _ in range(2):
+            await cluster.restore(tmp_path / "old", checkpoint=first.checkpoint)
+        await make_and_leave(cluster)
+        await cluster.checkpoint()
+    async with durable_cluster(tmp_path / "new", 2) as cluster:
+        await cluster.restore(tmp_path / "old")
+        assert (await fetch_status(*cluster.endpoint)).durability.timeline == 4
+        async with connect(cluster.address, JOB, name="new") as client:
+            assert ((await client.pull("w")) == 1).all()
+            await client.push({"w": ONES})
+        await cluster.stop()
+        await cluster.start()
+        async with connect(cluster.address, JOB) as client:
+            assert ((await client.pull("w")) == 2).all()
+
+
 async def test_when_another_job_goes_back_to_a_checkpoint_it_stays_dropped(tmp_path: Path) -> None:
     async with (
         durable_cluster(tmp_path, 2, "snapshot") as cluster,
@@ -553,6 +677,56 @@ async def test_when_another_job_goes_back_to_a_checkpoint_it_stays_dropped(tmp_p
         assert await state(cluster) == [{"stays"}] * 3, "the new one was in no checkpoint yet"
 
 
+async def test_with_a_log_it_stays_dropped_when_another_server_has_lost_its_own(tmp_path: Path) -> None:
+    async with durable_cluster(tmp_path, 2, "log") as cluster:
+        await make_and_leave(cluster, "stays")
+        await make_and_leave(cluster)
+        await cluster.checkpoint()
+        await dropped(cluster)
+        await cluster.kill(1)
+        shutil.rmtree(tmp_path / "log" / "shard-1")
+        await cluster.start(1)
+        await all_have(cluster, {"stays"})
+        assert (await fetch_status(*cluster.endpoint)).durability.timeline == 2
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+async def test_with_a_log_it_stays_dropped_when_a_return_of_another_job_fails(
+    failing: int, tmp_path: Path
+) -> None:
+    async with durable_cluster(tmp_path, 2, "log") as cluster:
+        await make_and_leave(cluster)
+        async with connect(cluster.address, "stays") as other:
+            await make(other)
+            await cluster.checkpoint()
+            await dropped(cluster)
+            with failing_once(f"restore.installed=error:EIO@{failing + 1}"), suppress(PSError):
+                await other.diverged(math.inf)
+        await all_have(cluster, {"stays"})
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+async def test_with_a_log_a_restore_that_fails_leaves_all_jobs(failing: int, tmp_path: Path) -> None:
+    async with durable_cluster(tmp_path / "other", 1) as cluster:
+        await make_and_leave(cluster, "foreign")
+        await cluster.checkpoint()
+    async with durable_cluster(tmp_path / "own", 2, "log") as cluster:
+        await make_and_leave(cluster, "stays")
+        await cluster.checkpoint()
+        with failing_once(f"restore.installed=error:EIO@{failing + 1}"), pytest.raises(PSError):
+            await cluster.restore(tmp_path / "other")
+        await all_have(cluster, {"stays"})
+
+
+@contextmanager
+def failing_once(failpoint: str) -> Iterator[None]:
+    configure(failpoint)
+    try:
+        yield
+    finally:
+        configure("")
+
+
 async def test_one_that_was_made_anew_does_not_go_back_to_its_namesake(tmp_path: Path) -> None:
     async with durable_cluster(tmp_path, 2, "snapshot") as cluster:
         await make_and_leave(cluster)
@@ -562,6 +736,51 @@ async def test_one_that_was_made_anew_does_not_go_back_to_its_namesake(tmp_path:
             await make(client)
             with pytest.raises(HasDiverged, match="there is no checkpoint of the job yet"):
                 await client.diverged(math.inf)
+
+
+async def test_one_that_was_made_anew_is_prepared_by_a_checkpoint_of_its_own(tmp_path: Path) -> None:
+    async with durable_cluster(tmp_path, 2, "snapshot") as cluster:
+        for number, checkpoint in ((1, 1), (2, 3)):  # to go back makes one, too
+            async with connect(cluster.address, JOB) as client:
+                await client.create("w", np.full(SIZE, number, np.float32), Add())
+                await client.prepared()
+                await client.prepared()
+                taken = (await fetch_status(*cluster.endpoint)).durability.checkpoint
+                assert taken is not None
+                assert taken.checkpoint == checkpoint
+                await client.push({"w": ONES})
+                await client.diverged(math.inf)
+                assert ((await client.pull("w")) == number).all()
+            await dropped(cluster)
+
+
+async def test_one_that_is_dropped_while_its_checkpoint_is_read_takes_nobody_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with (
+        durable_cluster(tmp_path, 2, "snapshot") as cluster,
+        connect(cluster.address, "stays") as other,
+        connect(cluster.address, JOB) as client,
+    ):
+        await make(other)
+        await make(client)
+        await cluster.checkpoint()
+        await other.push({"w": ONES})
+        lead = cluster[0]._lead
+        assert lead is not None
+        load = lead._load_newest
+
+        async def load_and_drop(*what: Any) -> Restored | None:
+            restored = await load(*what)
+            await dropped(cluster, force=True)
+            return restored
+
+        monkeypatch.setattr(lead, "_load_newest", load_and_drop)
+        async with refused(JobDropped):
+            await client.diverged(math.inf)
+        assert ((await other.pull("w")) == 2).all()
+        assert (await fetch_status(*cluster.endpoint)).durability.timeline == 1
+        assert not [labels for labels in samples(cluster[0]) if JOB in labels]
 
 
 async def test_it_cannot_be_dropped_while_the_log_cannot_be_written(tmp_path: Path) -> None:

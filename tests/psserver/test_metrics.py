@@ -15,6 +15,8 @@ from protocol.messages import Set
 from protocol.optimizers import Add
 from protocol.status import ClusterStatus
 from psctl.checkpoint import take_checkpoint
+from psserver import gauges
+from psserver.jobs import JobStore
 from psserver.metrics import Histogram, ServerMetrics
 from psserver.server import Server
 from psworker.asking import change
@@ -151,6 +153,23 @@ async def test_the_coordinator_tells_who_is_there_in_every_state() -> None:
             ("waiting",), ("training",), ("suspect",), ("left",), ("dead",)
         }  # fmt: skip
         assert not {"psserver_shards", "psserver_workers"} & {key[0] for key in shard}
+
+
+class Dropping(dict[str, JobStore]):
+    """Jobs each of which is dropped as soon as somebody has looked whether it is there."""
+
+    def __contains__(self, name: object) -> bool:
+        found = super().__contains__(name)
+        self.clear()
+        return found
+
+
+async def test_a_job_may_be_dropped_while_metrics_are_read() -> None:
+    async with running_cluster() as cluster, connect(cluster.address):
+        server = cluster.servers[0]
+        assert server._coordinator is not None
+        found = gauges.of_coordinator(server._coordinator, Dropping(server._shard.jobs))
+        assert found["psserver_workers", (("state", "training"),)] == 1
 
 
 async def test_workers_that_were_declared_dead_are_counted_and_those_that_left_are_not() -> None:

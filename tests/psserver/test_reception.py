@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from protocol.errors import InternalError, NotReady, PSError
+from protocol.errors import InternalError, NotReady, PSError, UnknownJob
 from protocol.frames import VERSION, encode_prelude
-from protocol.messages import Attach, Ping, Pull, Status, encode_request
+from protocol.messages import Attach, Drop, Ping, Pull, Status, encode_request
 from protocol.status import ClusterStatus
 from psserver.coordinator import Coordinator
 from psserver.reception import Guest
@@ -332,6 +332,8 @@ async def test_operators_have_a_place_where_workers_find_none() -> None:
         assert rejected(cluster)["connections"] == 2
         async with connected(cluster.address, hello()) as operator:
             await operator.request(Status())
+            with pytest.raises(UnknownJob):  # and not that there is no place
+                await operator.request(Drop("job"))
             with pytest.raises(PSError, match="connection"):
                 async with connected(cluster.address, hello()):
                     pass

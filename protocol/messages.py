@@ -562,7 +562,10 @@ class Leased:
 
 @dataclass(frozen=True, slots=True)
 class DriftHeard:
-    """Whether the worker that has found a drift is to act on it, and how many drifts were acted on so far."""
+    """Whether the worker that has found a drift is to act on it, and how many drifts were acted on so far.
+
+    Of one that is over, whether that has lowered the rate.
+    """
 
     acts: bool
     drifts: int

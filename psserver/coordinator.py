@@ -885,7 +885,7 @@ class Coordinator:
                 self._change_rate(job, plan.raised_rate)
         if job.rate != rate:
             self._say_changed(job)
-        acts = not request.over and job.drifts.is_last(worker.id, request.known)
+        acts = job.rate != rate if request.over else job.drifts.is_last(worker.id, request.known)
         self._spawn(call.answer_with(self._announce_and_reply(job, call, DriftHeard(acts, job.drifts.count))))
 
     def lease(self, call: Call, session: Session, request: Lease) -> None:

@@ -829,13 +829,16 @@ class Client:
         """
         return await self._say_drift(Drift(known))
 
-    async def drift_over(self, known: int) -> None:
+    async def drift_over(self, known: int) -> bool:
         """Say that a drift is over: the rate is 1 again, unless it was changed or there is a newer drift.
+
+        Returns:
+            Whether this has lowered the rate.
 
         Raises:
             PSError: as ``drift``.
         """
-        await self._say_drift(Drift(known, over=True))
+        return await self._say_drift(Drift(known, over=True))
 
     async def _say_drift(self, request: Drift) -> bool:
         heard: DriftHeard

@@ -335,10 +335,7 @@ class StreamTrainer:
         examples = self._prequential.examples
         truce = self._hear(examples)
         if truce.lowers(examples) and self._settings.on_drift == "raise-rate":
-            await self._client.drift_over(truce.acted)
-            _log.info(
-                "the learning rate is what it was", extra=about("drift.over", **self._client.identity())
-            )
+            await self._lower(truce)
         if not truce.watches(examples):
             self._watch = None
             return
@@ -348,6 +345,12 @@ class StreamTrainer:
         if rise:
             self._watch = None
             await self._react(truce, rise, examples)
+
+    async def _lower(self, truce: Truce) -> None:
+        if await self._client.drift_over(truce.acted):
+            _log.info(
+                "the learning rate is what it was", extra=about("drift.over", **self._client.identity())
+            )
 
     def _hear(self, examples: int) -> Truce:
         """Take note of what other workers have acted on, as the heartbeats tell."""

@@ -44,11 +44,11 @@ async def test_one_of_two_workers_acts_and_the_rate_is_raised_until_it_is_over()
         assert await a.drift(0), "its request may come twice"
         assert (await cluster.job()).drifts == 1
         assert await b.drift(1)
-        await a.drift_over(1)
+        assert not await a.drift_over(1)
         assert (await cluster.job()).rate == 3.0, "there was another one"
         await holds(lambda: a.drifts == 2)  # a heartbeat tells
-        await a.drift_over(2)
-        await b.drift_over(2)
+        assert await a.drift_over(2)
+        assert not await b.drift_over(2)
         assert (await cluster.job()).rate == 1.0
 
 
@@ -56,7 +56,7 @@ async def test_a_rate_that_was_set_meanwhile_stays() -> None:
     async with running_cluster() as cluster, connect(cluster.address, plan=PLAN) as client:
         await client.drift(0)
         await change(*cluster.endpoint, Set(rate=0.5))
-        await client.drift_over(1)
+        assert not await client.drift_over(1)
         assert (await cluster.job()).rate == 0.5
 
 
